@@ -1,0 +1,1 @@
+"""ONNX file to Network: the lowest floor, and the words everybody shares."""

@@ -1,0 +1,1 @@
+"""One converter per ONNX operator, one file per family."""

@@ -1,0 +1,1 @@
+"""Network and State to ONNX file, and onnxruntime's opinion of it."""
