@@ -1,0 +1,235 @@
+"""A prunable weight seen as a matrix, and the columns its input makes.
+
+A layer computes ``Y = W X`` in each of its groups, with ``W`` ``[rows, columns]``: rows are outputs
+(features, channels), columns are what one output reads. Layer-wise methods (OBS, least squares) only
+need ``W`` and the second moment of ``X``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from onnx import ModelProto, NodeProto
+from torch import Tensor
+from torch.nn import functional
+
+from onnxpress_adapters.errors import AdapterError
+from onnxpress_adapters.node import NodeView, view
+from onnxpress_adapters.ops.windows import explicit_pads
+from onnxpress_adapters.prunable import Prunable, prunable
+from onnxpress_adapters.trace import Site
+from onnxpress_adapters.weights import WeightKey
+
+VIEWED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "FusedConv"})
+"""Operators whose weights have a layer view."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One weight as ``[groups, rows, columns]``.
+
+    Attributes:
+        key: the weight.
+        node: the node that uses it.
+        slot: the weight's place among the node's inputs.
+        sites: the inputs that meet the weight, one per use; all make columns of the same kind.
+        shape: of the weight in the ONNX file.
+    """
+
+    key: WeightKey
+    node: NodeView
+    slot: int
+    sites: tuple[Site, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def groups(self) -> int:
+        """How many independent matrices the weight is."""
+        if self._convolves:
+            return int(self.node.get("group", 1))
+        return prod(self.shape[:-2])
+
+    @property
+    def rows(self) -> int:
+        """Outputs of one group."""
+        if self.node.operator == "ConvTranspose":
+            return self.shape[1]
+        if self._convolves:
+            return self.shape[0] // self.groups
+        return self.shape[-1] if self._columns_first else self.shape[-2]
+
+    @property
+    def columns(self) -> int:
+        """Entries one output reads."""
+        return prod(self.shape) // max(1, self.groups * self.rows)
+
+    @property
+    def _convolves(self) -> bool:
+        return self.node.operator in ("Conv", "ConvTranspose", "FusedConv")
+
+    @property
+    def _columns_first(self) -> bool:
+        """Whether the weight stands as ``[columns, rows]`` in the file."""
+        if self.node.operator == "MatMul":
+            return self.slot == 1
+        transposed = bool(self.node.get("transB" if self.slot == 1 else "transA", 0))
+        return transposed != (self.slot == 1)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """See a tensor of the weight's shape as ``[groups, rows, columns]``."""
+        groups = self.groups
+        if self.node.operator == "ConvTranspose":
+            split = weight.reshape(groups, -1, *self.shape[1:])
+            spatial = tuple(range(3, split.ndim))
+            return split.flip(spatial).transpose(1, 2).reshape(groups, self.rows, self.columns)
+        if self._convolves:
+            return weight.reshape(groups, self.rows, self.columns)
+        stacked = weight.reshape(groups, *self.shape[-2:])
+        return stacked.transpose(1, 2) if self._columns_first else stacked
+
+    def weight(self, matrix: Tensor) -> Tensor:
+        """Put ``[groups, rows, columns]`` back into the weight's shape; the inverse of ``matrix``."""
+        if self.node.operator == "ConvTranspose":
+            inner = self.shape[0] // self.groups
+            split = matrix.reshape(self.groups, self.rows, inner, *self.shape[2:]).transpose(1, 2)
+            return split.flip(tuple(range(3, split.ndim))).reshape(self.shape)
+        if not self._convolves and self._columns_first:
+            matrix = matrix.transpose(1, 2)
+        return matrix.reshape(self.shape)
+
+    def columns_of(self, value: Tensor, limit: int | None = None) -> Tensor:
+        """Turn what the node was given into the columns ``X`` of ``Y = W X``.
+
+        Args:
+            value: the input that meets the weight; further leading dimensions (samples) are welcome.
+            limit: keep at most so many columns, evenly spread; all by default.
+
+        Returns:
+            ``[groups, count, columns]``: one row per column of ``X``.
+        """
+        if self._convolves:
+            return self._windows(value, limit)
+        if self._meets_rows:
+            value = value.transpose(-1, -2) if value.ndim > 1 else value
+        return _pick(self._stacked(value), limit)
+
+    @property
+    def _meets_rows(self) -> bool:
+        """Whether the columns of X are columns, not rows, of the input."""
+        if self.node.operator == "MatMul":
+            return self.slot == 0
+        transposed = bool(self.node.get("transA" if self.slot == 1 else "transB", 0))
+        return transposed == (self.slot == 1)
+
+    def _stacked(self, value: Tensor) -> Tensor:
+        """Bring ``[..., columns]`` to ``[groups, count, columns]``."""
+        if self.groups == 1:
+            return value.reshape(1, -1, self.columns)
+        batch = self.shape[:-2]
+        if value.ndim < len(batch) + 2:
+            value = value.reshape(*(1,) * (len(batch) + 2 - value.ndim), *value.shape)
+        lead = value.shape[: value.ndim - len(batch) - 2]
+        value = value.expand(*lead, *batch, *value.shape[-2:])
+        value = value.reshape(-1, self.groups, *value.shape[-2:])
+        return value.transpose(0, 1).reshape(self.groups, -1, self.columns)
+
+    def _windows(self, value: Tensor, limit: int | None) -> Tensor:
+        """Cut the windows a convolution reads out of its input ``[..., channels, *spatial]``."""
+        kernel = self.shape[2:]
+        rank = len(kernel)
+        value = value.reshape(-1, *value.shape[value.ndim - rank - 1 :])
+        strides = self.node.get("strides") or [1] * rank
+        dilations = self.node.get("dilations") or [1] * rank
+        if self.node.operator == "ConvTranspose":
+            value = _spread(value, strides)
+            pads = self._transposed_pads(rank, kernel, dilations)
+            strides = [1] * rank
+        else:
+            pads = explicit_pads(self.node, value.shape[2:], kernel, strides, dilations)
+        value = functional.pad(value, [p for i in reversed(range(rank)) for p in (pads[i], pads[i + rank])])
+        for axis in range(rank):
+            reach = dilations[axis] * (kernel[axis] - 1) + 1
+            value = value.unfold(2 + axis, reach, strides[axis])[..., :: dilations[axis]]
+        # [batch, channels, *positions, *kernel] -> [batch, *positions, channels, *kernel], a view
+        view = value.movedim(1, 1 + rank)
+        grid = view.shape[: 1 + rank]
+        total = prod(grid)
+        if limit is not None and total > limit:
+            flat = torch.linspace(0, total - 1, limit, dtype=torch.float64).long()
+            places = torch.unravel_index(flat.to(value.device), grid)
+            picked = view[places]
+        else:
+            picked = view.reshape(total, *view.shape[1 + rank :])
+        return picked.reshape(len(picked), self.groups, self.columns).transpose(0, 1)
+
+    def _transposed_pads(
+        self, rank: int, kernel: Sequence[int], dilations: Sequence[int]
+    ) -> list[int]:
+        """Padding that makes a convolution of the spread input equal to the ConvTranspose."""
+        if self.node.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or self.node.get(
+            "output_shape"
+        ):
+            raise AdapterError(f"{self.node}: windows of a ConvTranspose with auto_pad are not seen")
+        given = self.node.get("pads") or [0] * (2 * rank)
+        extra = self.node.get("output_padding") or [0] * rank
+        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        before = [reach[i] - given[i] for i in range(rank)]
+        after = [reach[i] - given[i + rank] + extra[i] for i in range(rank)]
+        return [*before, *after]
+
+
+def layers_of(model: ModelProto) -> tuple[Layer, ...]:
+    """List the layer views of a model's floating-point prunable weights.
+
+    A weight has a view when every use of it is direct (nothing stands between the constant and the
+    node), by nodes of ``VIEWED`` with the same attributes.
+    """
+    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+    layers = (_layer(weight, opsets) for weight in prunable(model) if weight.is_float)
+    return tuple(layer for layer in layers if layer is not None)
+
+
+def _layer(weight: Prunable, opsets: dict[str, int]) -> Layer | None:
+    node = weight.uses[0].node
+    direct = all(use.via == () for use in weight.uses)
+    alike = len({(use.slot, use.node.op_type, _attributes(use.node)) for use in weight.uses}) == 1
+    if not direct or not alike or node.op_type not in VIEWED:
+        return None
+    auto = any(a.name == "auto_pad" and a.s not in (b"NOTSET", b"VALID") for a in node.attribute)
+    if node.op_type == "ConvTranspose" and auto:
+        return None
+    slot = weight.uses[0].slot
+    other = 0 if slot == 1 else 1
+    return Layer(
+        key=weight.key,
+        node=view(node, opsets.get(node.domain, 1)),
+        slot=slot,
+        sites=tuple((use.path, use.place, other) for use in weight.uses),
+        shape=tuple(weight.tensor.dims),
+    )
+
+
+def _attributes(node: NodeProto) -> bytes:
+    return b"".join(sorted(a.SerializeToString() for a in node.attribute))
+
+
+def _pick(columns: Tensor, limit: int | None) -> Tensor:
+    """Keep at most ``limit`` of ``[groups, count, columns]``, evenly spread."""
+    count = columns.shape[1]
+    if limit is None or count <= limit:
+        return columns
+    places = torch.linspace(0, count - 1, limit, dtype=torch.float64).long()
+    return columns[:, places.to(columns.device)]
+
+
+def _spread(value: Tensor, strides: Sequence[int]) -> Tensor:
+    """Put ``stride - 1`` zeros between neighbours along each spatial dimension."""
+    for axis, stride in enumerate(strides, start=2):
+        if stride > 1:
+            gaps = value.new_zeros(*value.shape[: axis + 1], stride - 1, *value.shape[axis + 1 :])
+            woven = torch.cat([value.unsqueeze(axis + 1), gaps], axis + 1).flatten(axis, axis + 1)
+            value = woven.narrow(axis, 0, woven.shape[axis] - (stride - 1))
+    return value

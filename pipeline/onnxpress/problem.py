@@ -1,0 +1,100 @@
+"""What a run is asked: fixed before the first step and never changed after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnxpress_adapters.errors import MisuseError
+from onnxpress_adapters.network import Network
+from onnxpress_adapters.weights import WeightKey
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far outputs may move.
+
+    Attributes:
+        value: E‖F−F'‖² if absolute, else its share of the output's variance (0.01 is 1 %).
+        absolute: which of the two.
+        outputs: output name to its own tolerance, or None for ``value``; empty for all outputs.
+        flips: the largest share of changed answers, 0 to 1, or None.
+    """
+
+    value: float
+    absolute: bool = False
+    outputs: tuple[tuple[str, float | None], ...] = ()
+    flips: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Tolerance:
+        """Read ``1%`` (relative) or ``1e-3`` (absolute).
+
+        Raises:
+            MisuseError: it is neither, or not above zero.
+
+        >>> Tolerance.parse("1%")
+        Tolerance(value=0.01, absolute=False, outputs=(), flips=None)
+        """
+        value, absolute = parse_amount(text)
+        return cls(value, absolute)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" if self.absolute else f"{100 * self.value:g} %"
+
+
+def parse_amount(text: str) -> tuple[float, bool]:
+    """Read ``1%`` as (0.01, False) and ``1e-3`` as (0.001, True).
+
+    Raises:
+        MisuseError: it is neither, or not a number above zero.
+    """
+    stripped = text.strip()
+    try:
+        if stripped.endswith("%"):
+            value, absolute = float(stripped[:-1]) / 100, False
+        else:
+            value, absolute = float(stripped), True
+    except ValueError:
+        raise MisuseError(
+            f"'{text}' is no tolerance; write a share of the output's variance such as 1%, "
+            "or an absolute distance such as 1e-3"
+        ) from None
+    if not 0 < value < float("inf"):
+        raise MisuseError(f"a tolerance is a number above zero, not '{text}'")
+    return value, absolute
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A network, its reference weights and the inputs that matter.
+
+    Attributes:
+        network: imported and proven (``Network.proven``).
+        reference: every constant of the network, on ``device``.
+        fit: what steps optimise on: one tensor ``[samples, *feed shape]`` per graph input.
+        choose: what searches, allocations and early stopping judge on; disjoint from ``fit``.
+        judged: places of the outputs that count, all floating-point ones unless selected.
+        tolerance: the promise; None when only a sparsity is asked for.
+        device: where everything is computed.
+        seed: the only source of chance.
+        effort: scales how much work steps do; 1 is the default.
+    """
+
+    network: Network
+    reference: Mapping[WeightKey, Tensor]
+    fit: Sequence[Tensor]
+    choose: Sequence[Tensor]
+    judged: tuple[int, ...]
+    tolerance: Tolerance | None
+    device: torch.device
+    seed: int
+    effort: float = 1.0
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Give a fresh CPU generator that depends on the seed and the purpose only."""
+        stirred = sum(ord(letter) * 131**place for place, letter in enumerate(purpose))
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + stirred) % 2**63)

@@ -1,0 +1,73 @@
+"""Where a compression stands: a form for each weight, and what happened so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from onnxpress_adapters.errors import StepError
+from onnxpress_adapters.weights import Dense, WeightKey
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """One point of a compression. Steps never edit it; they return a new one.
+
+    Tensors a step did not change are the same objects in the new state.
+
+    Attributes:
+        weights: the prunable floating-point weights, a form each.
+        extras: biases, scales and shifts of norms: free in a repair, never counted as zeros.
+        free: the keys of ``weights`` steps may touch.
+        fixed_zeros: zeros and entries of prunable weights no step can change (integer weights of
+            a quantised model): counted in every sparsity.
+        log: a line per event, without tensors.
+    """
+
+    weights: Mapping[WeightKey, Dense]
+    extras: Mapping[WeightKey, Tensor]
+    free: frozenset[WeightKey]
+    fixed_zeros: tuple[int, int] = (0, 0)
+    log: tuple[str, ...] = ()
+
+    def with_weights(self, changed: Mapping[WeightKey, Dense]) -> State:
+        """Give a state with some weights replaced.
+
+        Raises:
+            StepError: a key is not free, or not a weight of this state.
+        """
+        for key in changed:
+            if key not in self.free or key not in self.weights:
+                raise StepError(f"'{key}' is not free: a step may not change it")
+        return replace(self, weights={**self.weights, **changed})
+
+    def with_extras(self, changed: Mapping[WeightKey, Tensor]) -> State:
+        """Give a state with some biases and norms replaced."""
+        return replace(self, extras={**self.extras, **changed})
+
+    def noted(self, line: str) -> State:
+        """Give a state with one more line in its log."""
+        return replace(self, log=(*self.log, line))
+
+    @property
+    def tensors(self) -> dict[WeightKey, Tensor]:
+        """The values of weights and extras, to lay over the reference weights."""
+        return {**{key: form.values for key, form in self.weights.items()}, **self.extras}
+
+    @property
+    def zeros(self) -> int:
+        """Zeros over all prunable weights, those nobody may touch included."""
+        held = sum(int((form.values == 0).sum()) for form in self.weights.values())
+        return held + self.fixed_zeros[0]
+
+    @property
+    def elements(self) -> int:
+        """Entries over all prunable weights."""
+        return sum(form.values.numel() for form in self.weights.values()) + self.fixed_zeros[1]
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros over entries, 0 to 1."""
+        return self.zeros / self.elements if self.elements else 0.0

@@ -1,0 +1,146 @@
+"""What a step is, how steps compose, and what is checked around each call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+
+import torch
+
+from onnxpress_adapters.errors import OnnxpressError, SparsityError, StepError
+from onnxpress_adapters.weights import Dense, WeightKey
+
+if TYPE_CHECKING:
+    from onnxpress.problem import Problem
+    from onnxpress.state import State
+
+
+class Step(Protocol):
+    """Turn one pruning state into the next; never edit the one given."""
+
+    def __call__(self, state: State, problem: Problem, /) -> State: ...
+
+
+@runtime_checkable
+class Budgeted(Protocol):
+    """A step with a target sparsity over the free weights, which a search may choose.
+
+    ``sparsity`` is the share of zeros over all entries of the free weights, 0 to 1, or None while
+    nobody has fixed it. A budgeted step continues from the state it is given: entries already
+    pruned stay pruned unless the method is one that lets them return.
+    """
+
+    @property
+    def sparsity(self) -> float | None: ...
+
+    def at(self, sparsity: float) -> Self: ...
+
+    def __call__(self, state: State, problem: Problem, /) -> State: ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Run steps left to right. A chain is a step."""
+
+    steps: tuple[Step, ...]
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Run every step, each checked; an error says in which step it happened."""
+        for place, step in enumerate(self.steps, start=1):
+            try:
+                state = checked(step, state, problem)
+            except OnnxpressError as error:
+                error.add_note(f"in step {place} of {len(self.steps)}: {step}")
+                raise
+        return state
+
+
+@dataclass(frozen=True)
+class Only:
+    """Run a step on the free weights whose name matches a pattern (``fnmatch``, case counts)."""
+
+    pattern: str
+    step: Step
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Narrow ``free``, run, widen it again.
+
+        Raises:
+            StepError: no free weight matches.
+        """
+        free = frozenset(key for key in state.free if fnmatchcase(str(key), self.pattern))
+        if not free:
+            known = ", ".join(sorted(str(key) for key in state.free)[:5])
+            raise StepError(
+                f"no free weight matches '{self.pattern}'; free weights begin with: {known}"
+            )
+        narrowed = replace(state, free=free)
+        return replace(checked(self.step, narrowed, problem), free=state.free)
+
+
+def checked(step: Step, state: State, problem: Problem) -> State:
+    """Run a step and hold it to its contract.
+
+    Raises:
+        StepError: it lost or invented weights, touched one that was not free, left something other
+            than exact zeros outside a support, or returned values that are not finite.
+    """
+    after = step(state, problem)
+    if after.weights.keys() != state.weights.keys() or after.extras.keys() != state.extras.keys():
+        raise StepError(f"{step} lost or invented weights")
+    for key, form in after.weights.items():
+        if form is state.weights[key]:
+            continue
+        if key not in state.free:
+            raise StepError(f"{step} changed '{key}', which is not free")
+        _check_form(key, form, step)
+    for key, values in after.extras.items():
+        if values is not state.extras[key] and not bool(torch.isfinite(values).all()):
+            raise StepError(f"{step} left values in '{key}' that are not finite")
+    return after
+
+
+def _check_form(key: WeightKey, form: Dense, step: Step) -> None:
+    if not bool(torch.isfinite(form.values).all()):
+        raise StepError(f"{step} left values in '{key}' that are not finite")
+    if bool(form.values[~form.support].ne(0).any()):
+        raise StepError(f"{step} left nonzeros outside the support of '{key}'")
+
+
+def is_open(step: Step) -> bool:
+    """Say whether a step, or one inside it, waits for a search to fix its sparsity."""
+    if isinstance(step, Chain):
+        return any(is_open(inner) for inner in step.steps)
+    if isinstance(step, Only):
+        return is_open(step.step)
+    return isinstance(step, Budgeted) and step.sparsity is None
+
+
+def fix(step: Step, sparsity: float) -> Step:
+    """Give a step with every open sparsity in it fixed.
+
+    Raises:
+        SparsityError: ``sparsity`` is not between 0 and 1.
+    """
+    check_sparsity(sparsity)
+    if isinstance(step, Chain):
+        return Chain(tuple(fix(inner, sparsity) for inner in step.steps))
+    if isinstance(step, Only):
+        return replace(step, step=fix(step.step, sparsity))
+    if isinstance(step, Budgeted) and step.sparsity is None:
+        return step.at(sparsity)
+    return step
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise unless a sparsity lies between 0 and 1."""
+    if not 0 <= sparsity <= 1:
+        raise SparsityError(f"a sparsity lies between 0 and 1, not at {sparsity:g}")
+
+
+def target_count(state: State, sparsity: float) -> int:
+    """Count the nonzeros a sparsity over the free weights leaves, rounded so that it is reached."""
+    check_sparsity(sparsity)
+    entries = sum(state.weights[key].values.numel() for key in state.free)
+    return entries - min(entries, -int(-sparsity * entries // 1))
