@@ -7,6 +7,7 @@ in the bodies of If, Loop and Scan. Model-local functions are not graphs; they a
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from onnx import GraphProto, ModelProto
+    from onnx import FunctionProto, GraphProto, ModelProto
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -62,6 +63,27 @@ def graphs(model: ModelProto) -> Iterator[tuple[tuple[str, ...], GraphProto]]:
         waiting.extend(reversed(inside))
 
 
+def holders(model: ModelProto) -> Iterator[tuple[int, GraphProto | FunctionProto]]:
+    """Walk everything in a model that holds nodes.
+
+    Args:
+        model: any model, trusted or not.
+
+    Yields:
+        How deep it is nested (0 for the main graph, a function or a training graph) and the holder
+        itself: the main graph, then functions and training graphs, then all bodies in them.
+    """
+    waiting: deque[tuple[int, GraphProto | FunctionProto]] = deque([(0, model.graph)])
+    waiting.extend((0, function) for function in model.functions)
+    for training in model.training_info:
+        waiting += [(0, training.initialization), (0, training.algorithm)]
+    while waiting:
+        depth, holder = waiting.popleft()
+        yield depth, holder
+        for place, node in enumerate(holder.node):
+            waiting.extend((depth + 1, body) for _, body in bodies(node, place))
+
+
 def is_constant(node: NodeProto) -> bool:
     """Say whether a node is a Constant of the standard domain."""
     return node.op_type == "Constant" and node.domain in STANDARD_DOMAINS
@@ -76,7 +98,7 @@ def constant_value(node: NodeProto) -> TensorProto | None:
     Returns:
         The tensor in the node itself for ``value``; a new one for the number forms (float32 and
         int64, scalar or 1-D); None for strings and for ``sparse_value``, which
-        ``sparse_tensors.without_sparse`` turns into ``value`` before anything is imported.
+        ``sparse_tensors.make_dense`` turns into ``value`` before anything is imported.
     """
     for attribute in node.attribute:
         match attribute.name:

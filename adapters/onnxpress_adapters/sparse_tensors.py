@@ -1,0 +1,132 @@
+"""A sparse tensor as ONNX stores it, made dense.
+
+Nothing above this file meets a sparse tensor: many tools lose them, so the working copy of a model
+is dense, and sparse constants are made again when a file is written.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import AttributeProto, GraphProto, TensorProto, numpy_helper
+
+from onnxpress_adapters.errors import BrokenModelError
+from onnxpress_adapters.walk import holders, is_constant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from onnx import FunctionProto, ModelProto, NodeProto, SparseTensorProto
+
+
+def to_dense(sparse: SparseTensorProto, name: str = "") -> TensorProto:
+    """Make a sparse tensor dense.
+
+    Args:
+        sparse: values ``[NNZ]`` and indices ``[NNZ]`` (linear) or ``[NNZ, rank]``, in any order.
+        name: what messages call it; its values' own name where left out.
+
+    Returns:
+        A tensor with raw data, of the same element type, with the values' name, documentation and
+        metadata; exactly zero wherever no index points.
+
+    Raises:
+        BrokenModelError: counts do not agree, an index lies outside the shape or occurs twice.
+    """
+    called = f"sparse tensor '{name or sparse.values.name}'"
+    if sparse.values.data_type == TensorProto.STRING:
+        raise BrokenModelError(f"{called} holds text; only numbers can be made dense")
+    shape = tuple(sparse.dims)
+    values = numpy_helper.to_array(sparse.values)
+    places = linear_indices(sparse, called)
+    if values.shape != places.shape:
+        raise BrokenModelError(
+            f"{called} has values of shape {list(values.shape)} for {len(places)} indices"
+        )
+    dense = np.zeros(math.prod(shape), values.dtype)
+    dense[places] = values
+    tensor = numpy_helper.from_array(dense.reshape(shape), sparse.values.name)
+    if sparse.values.HasField("doc_string"):
+        tensor.doc_string = sparse.values.doc_string
+    tensor.metadata_props.extend(sparse.values.metadata_props)
+    return tensor
+
+
+def linear_indices(sparse: SparseTensorProto, called: str) -> np.ndarray:
+    """Give the places of the nonzeros in the flattened tensor.
+
+    Args:
+        sparse: indices ``[NNZ]`` or ``[NNZ, rank]``.
+        called: what a message calls the tensor.
+
+    Returns:
+        int64 ``[NNZ]``, in the order of the file.
+
+    Raises:
+        BrokenModelError: an index lies outside the shape or occurs twice.
+    """
+    shape = tuple(sparse.dims)
+    indices = numpy_helper.to_array(sparse.indices)
+    if indices.dtype.kind not in "iu" or indices.ndim not in (1, 2):
+        raise BrokenModelError(
+            f"{called} has indices of type {indices.dtype} and shape {list(indices.shape)}; "
+            "they must be whole numbers, [count] or [count, rank]"
+        )
+    columns = indices.reshape(len(indices), -1) if indices.size else np.zeros((0, 1), np.int64)
+    extents = (math.prod(shape),) if columns.shape[1] == 1 else shape
+    if columns.shape[1] != len(extents):
+        raise BrokenModelError(
+            f"{called} of shape {list(shape)} has indices for {columns.shape[1]} dimensions"
+        )
+    if (columns < 0).any() or (columns >= np.array(extents, np.int64)).any():
+        raise BrokenModelError(f"{called} has an index outside its shape {list(shape)}")
+    places: np.ndarray = np.zeros(len(columns), np.int64)
+    for column, extent in zip(columns.T, extents, strict=True):
+        places = places * extent + column.astype(np.int64)
+    if len(np.unique(places)) != len(places):
+        raise BrokenModelError(f"{called} names the same place twice, with values that may differ")
+    return places
+
+
+def sparse_constants(model: ModelProto) -> Iterator[SparseTensorProto]:
+    """Give every sparse initializer and every sparse value of a Constant node, functions too."""
+    for _, holder in holders(model):
+        if isinstance(holder, GraphProto):
+            yield from holder.sparse_initializer
+        yield from (attribute.sparse_tensor for _, attribute in _sparse_values(holder))
+
+
+def make_dense(model: ModelProto) -> None:
+    """Turn the sparse constants of a model into dense ones, in the model given.
+
+    A sparse initializer follows the dense ones of its graph; a Constant node stays where it is and
+    holds a ``value`` instead of a ``sparse_value``.
+
+    Args:
+        model: changed in place.
+
+    Raises:
+        BrokenModelError: a sparse constant contradicts itself.
+    """
+    for _, holder in holders(model):
+        if isinstance(holder, GraphProto):
+            holder.initializer.extend(to_dense(sparse) for sparse in holder.sparse_initializer)
+            holder.ClearField("sparse_initializer")
+        for node, attribute in _sparse_values(holder):
+            tensor = to_dense(attribute.sparse_tensor, node.output[0] if node.output else "")
+            attribute.ClearField("sparse_tensor")
+            attribute.name = "value"
+            attribute.type = AttributeProto.TENSOR
+            attribute.t.CopyFrom(tensor)
+
+
+def _sparse_values(
+    holder: GraphProto | FunctionProto,
+) -> Iterator[tuple[NodeProto, AttributeProto]]:
+    for node in holder.node:
+        if is_constant(node):
+            for attribute in node.attribute:
+                if attribute.name == "sparse_value":
+                    yield node, attribute
