@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnx import TensorProto, helper
@@ -24,8 +24,8 @@ class ValueSpec:
         name: the exact ONNX name.
         shape: one entry per dimension, None where the model leaves it open.
         dtype: numpy's; bfloat16 and the small floats are those of ml_dtypes, strings are object.
-        labels: what the model calls its open dimensions, ``""`` where it has no word for one; as
-            long as ``shape``, or empty. Only for messages: two specs may differ in it and be equal.
+        symbols: what the model calls its open dimensions (``dim_param``), None where it has no word
+            for one; as long as ``shape``, or empty.
         ranked: False where the model says nothing about the shape, not even how many dimensions
             there are; ``shape`` is ``()`` then.
     """
@@ -33,7 +33,7 @@ class ValueSpec:
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
-    labels: tuple[str, ...] = field(default=(), compare=False)
+    symbols: tuple[str | None, ...] = ()
     ranked: bool = True
 
     @property
@@ -45,16 +45,16 @@ class ValueSpec:
         """Say it in one line, for messages.
 
         >>> import numpy as np
-        >>> InputSpec("x", (None, 3, None), np.dtype("float32"), ("batch", "", "")).describe()
+        >>> InputSpec("x", (None, 3, None), np.dtype("float32"), ("batch", None, None)).describe()
         'x float32[batch,3,?]'
         """
         words = "string" if self.dtype.kind == "O" else self.dtype.name
         if not self.ranked:
             return f"{self.name} {words} of any shape"
-        labels = self.labels or ("",) * len(self.shape)
+        symbols = self.symbols or (None,) * len(self.shape)
         dims = (
-            (label or "?") if dim is None else str(dim)
-            for dim, label in zip(self.shape, labels, strict=True)
+            (symbol or "?") if dim is None else str(dim)
+            for dim, symbol in zip(self.shape, symbols, strict=True)
         )
         return f"{self.name} {words}[{','.join(dims)}]"
 
@@ -127,7 +127,7 @@ def whole_range(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 def _read(
     value: ValueInfoProto, role: str
-) -> tuple[str, tuple[int | None, ...], np.dtype[Any], tuple[str, ...], bool]:
+) -> tuple[str, tuple[int | None, ...], np.dtype[Any], tuple[str | None, ...], bool]:
     """Give the fields of a spec, in their order."""
     held = value.type.WhichOneof("value")
     if held is not None and held != "tensor_type":
@@ -147,4 +147,5 @@ def _read(
         ) from None
     dims = tensor.shape.dim
     shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in dims)
-    return value.name, shape, dtype, tuple(d.dim_param for d in dims), tensor.HasField("shape")
+    symbols = tuple(dim.dim_param or None for dim in dims)
+    return value.name, shape, dtype, symbols, tensor.HasField("shape")
