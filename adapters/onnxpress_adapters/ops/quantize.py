@@ -1,0 +1,76 @@
+"""Linear quantisation, exact: rounding half to even and saturating, with no made-up gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onnxpress_adapters.node import NodeView
+from onnxpress_adapters.ops.dtypes import torch_dtype
+from onnxpress_adapters.ops.elementwise import to_dtype
+from onnxpress_adapters.registry import converter
+
+
+def spread(node: NodeView, parameter: Tensor, x: Tensor) -> Tensor:
+    """Shape a scale or zero point to broadcast over ``x``.
+
+    It is one number, one per place of the axis, or one per block of ``block_size`` places.
+    """
+    if parameter.dim() == 0 or x.dim() == 0:
+        return parameter.reshape(())
+    if parameter.dim() == 1:
+        if parameter.shape[0] == 1:
+            return parameter
+        axis = node.get("axis", 1) % x.dim()
+        return parameter.reshape((-1,) + (1,) * (x.dim() - 1 - axis))
+    axis = node.get("axis", 1) % x.dim()
+    repeated = torch.repeat_interleave(parameter, node.get("block_size"), axis)
+    return repeated.narrow(axis, 0, x.shape[axis])
+
+
+@converter("QuantizeLinear")
+def quantize_linear(
+    node: NodeView, x: Tensor, scale: Tensor, zero_point: Tensor | None = None
+) -> Tensor:
+    """``saturate(round(x / scale) + zero_point)``, in the type of the zero point."""
+    if zero_point is not None:
+        dtype = zero_point.dtype
+    else:
+        dtype = torch_dtype(node.get("output_dtype")) if node.get("output_dtype") else torch.uint8
+    working = torch_dtype(node.get("precision")) if node.get("precision") else torch.float32
+    # onnxruntime divides in float32 whatever the types are.
+    ratio = x.to(working) / spread(node, scale, x).to(working)
+    if dtype.is_floating_point:
+        if zero_point is not None:
+            ratio = ratio + spread(node, zero_point.to(working), x)
+        return to_dtype(ratio, dtype, bool(node.get("saturate", 1)))
+    rounded = torch.round(ratio)
+    if zero_point is not None:
+        rounded = rounded + spread(node, zero_point.to(working), x)
+    limits = torch.iinfo(dtype)
+    return torch.clamp(rounded, limits.min, limits.max).to(dtype)
+
+
+@converter("DequantizeLinear")
+def dequantize_linear(
+    node: NodeView, x: Tensor, scale: Tensor, zero_point: Tensor | None = None
+) -> Tensor:
+    """``(x - zero_point) scale``, in the type of the scale; exact for all 8-bit types."""
+    dtype = torch_dtype(node.get("output_dtype")) if node.get("output_dtype") else scale.dtype
+    working = torch.promote_types(dtype, torch.float32)
+    value = x.to(working)
+    if zero_point is not None:
+        value = value - spread(node, zero_point.to(working), x)
+    return (value * spread(node, scale.to(working), x)).to(dtype)
+
+
+@converter("DynamicQuantizeLinear")
+def dynamic_quantize_linear(node: NodeView, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise to uint8 by the range of the entries, widened to hold zero."""
+    lowest = torch.clamp(torch.amin(x), max=0.0)
+    highest = torch.clamp(torch.amax(x), min=0.0)
+    span = (highest - lowest) / 255
+    scale = torch.where(span == 0, 1.0, span)
+    zero = torch.clamp(torch.round(-lowest / scale), 0, 255)
+    quantised = torch.clamp(torch.round(x / scale) + zero, 0, 255)
+    return quantised.to(torch.uint8), scale, zero.to(torch.uint8)

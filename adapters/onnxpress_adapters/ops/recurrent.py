@@ -1,0 +1,299 @@
+"""RNN, GRU and LSTM as loops of matrix products over time.
+
+torch's own recurrent kernels can neither be batched by ``torch.vmap`` nor express peepholes, clips
+and ONNX's choice of activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from onnxpress_adapters.errors import AdapterError
+from onnxpress_adapters.node import NodeView
+from onnxpress_adapters.ops.activation import ATTRIBUTES, FUNCTIONS
+from onnxpress_adapters.ops.indexing import reversed_places
+from onnxpress_adapters.registry import converter
+
+Activation = Callable[[Tensor], Tensor]
+State = tuple[Tensor, ...]
+
+
+class Cell(Protocol):
+    """One step of a recurrent layer in one direction."""
+
+    def __call__(self, projected: Tensor, state: State) -> State:
+        """Give the next state, hidden part first.
+
+        Args:
+            projected: the input of the step times W, biases added, ``[batch, gates * hidden]``.
+            state: hidden part first, each ``[batch, hidden]``.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The weights of one direction: ``w [gates * hidden, in]``, ``r [gates * hidden, hidden]``.
+
+    ``of_input`` and ``of_state`` are the two halves of the bias, ``[gates * hidden]``, or None.
+    """
+
+    w: Tensor
+    r: Tensor
+    of_input: Tensor | None
+    of_state: Tensor | None
+
+
+def directions(node: NodeView) -> tuple[bool, ...]:
+    """Tell for each direction of the layer whether it runs backwards."""
+    ways = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+    direction = node.get("direction", "forward")
+    if direction not in ways:
+        raise AdapterError(f"{node} runs in the unknown direction '{direction}'")
+    return ways[direction]
+
+
+def activations(node: NodeView, default: Sequence[str]) -> list[list[Activation]]:
+    """Read the activations of each direction, with their numbers.
+
+    ONNX strings the numbers of all activations together, and only those that take one use one up.
+
+    Raises:
+        AdapterError: onnxpress does not know an activation.
+    """
+    count = len(directions(node))
+    names = node.get("activations") or list(default) * count
+    alphas = iter(node.get("activation_alpha") or ())
+    betas = iter(node.get("activation_beta") or ())
+    known = {name.lower(): name for name in ATTRIBUTES}
+    functions: list[Activation] = []
+    for name in names:
+        if name.lower() not in known:
+            raise AdapterError(f"{node} uses the activation '{name}', which onnxpress lacks")
+        true_name = known[name.lower()]
+        given = {}
+        for place, numbers in (("alpha", alphas), ("beta", betas)):
+            value = next(numbers, None) if place in ATTRIBUTES[true_name] else None
+            if value is not None:
+                given[place] = value
+        functions.append(_with_numbers(FUNCTIONS[true_name], given))
+    size = len(default)
+    return [functions[start : start + size] for start in range(0, size * count, size)]
+
+
+def _with_numbers(function: Callable[..., Tensor], given: dict[str, float]) -> Activation:
+    return (lambda x: function(x, **given)) if given else function
+
+
+def clipper(node: NodeView) -> Activation:
+    """Give what bounds the input of every activation: nothing, or the attribute ``clip``."""
+    bound = node.get("clip")
+    return (lambda x: x) if bound is None else (lambda x: torch.clamp(x, -bound, bound))
+
+
+def weights_of(place: int, w: Tensor, r: Tensor, bias: Tensor | None) -> Weights:
+    """Take the weights of one direction out of the stacked ones."""
+    if bias is None:
+        return Weights(w[place], r[place], None, None)
+    of_input, of_state = torch.chunk(bias[place], 2)
+    return Weights(w[place], r[place], of_input, of_state)
+
+
+def unroll(
+    node: NodeView,
+    x: Tensor,
+    lengths: Tensor | None,
+    starts: Sequence[Tensor | None],
+    hidden: int,
+    step: Callable[[int], tuple[Callable[[Tensor], Tensor], Cell]],
+) -> tuple[Tensor, ...]:
+    """Run a layer over time, in each of its directions.
+
+    Args:
+        node: for direction and layout.
+        x: ``[time, batch, in]``, or ``[batch, time, in]`` with ``layout=1``.
+        lengths: used steps of each sequence ``[batch]``, or None for all of them.
+        starts: first states, hidden part first, ``[directions, batch, hidden]``
+            (``[batch, directions, hidden]`` with ``layout=1``), or None for zeros.
+        hidden: size of a state.
+        step: gives, for a direction, the projection of the input and the cell.
+
+    Returns:
+        All hidden states ``[time, directions, batch, hidden]``, then the last of each state
+        ``[directions, batch, hidden]``; batch first with ``layout=1``.
+    """
+    batch_first = bool(node.get("layout", 0))
+    if batch_first:
+        x = x.transpose(0, 1)
+        starts = [None if start is None else start.transpose(0, 1) for start in starts]
+    steps, batch = x.shape[0], x.shape[1]
+    time = torch.arange(steps, device=x.device)
+    used = None if lengths is None else (time.unsqueeze(1) < lengths.unsqueeze(0)).unsqueeze(2)
+    histories, lasts = [], []
+    for place, backwards in enumerate(directions(node)):
+        project, cell = step(place)
+        source = turned(x, lengths) if backwards else x
+        state = tuple(
+            x.new_zeros(batch, hidden) if start is None else start[place] for start in starts
+        )
+        history, last = _through_time(project(source), state, cell, used)
+        histories.append(turned(history, lengths) if backwards else history)
+        lasts.append(last)
+    stacked = [torch.stack(parts) for parts in zip(*lasts, strict=True)]
+    if batch_first:
+        whole = torch.stack(histories, 2).transpose(0, 1)
+        return (whole, *(part.transpose(0, 1) for part in stacked))
+    return (torch.stack(histories, 1), *stacked)
+
+
+def _through_time(
+    projected: Tensor, state: State, cell: Cell, used: Tensor | None
+) -> tuple[Tensor, State]:
+    outputs = []
+    for time, now in enumerate(projected.unbind(0)):
+        new = cell(now, state)
+        output = new[0]
+        if used is not None:
+            # Behind its end a sequence keeps its state and answers zero.
+            new = tuple(torch.where(used[time], n, o) for n, o in zip(new, state, strict=True))
+            output = torch.where(used[time], output, 0.0)
+        state = new
+        outputs.append(output)
+    return torch.stack(outputs), state
+
+
+def turned(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Turn sequences ``[time, batch, features]`` round, each within its own length."""
+    if lengths is None:
+        return torch.flip(x, (0,))
+    places = reversed_places(x.shape[0], lengths)
+    return torch.gather(x, 0, places.unsqueeze(2).expand(x.shape))
+
+
+def projection(w: Tensor, *biases: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Give the map from all inputs to what they add to the gates, for the whole time at once."""
+
+    def run(x: Tensor) -> Tensor:
+        result = torch.matmul(x, w.transpose(0, 1))
+        for bias in biases:
+            if bias is not None:
+                result = result + bias
+        return result
+
+    return run
+
+
+@converter("RNN")
+def rnn(
+    node: NodeView,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    start: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """``h' = f(W x + R h + b)``: all hidden states and the last one."""
+    functions, clip = activations(node, ("Tanh",)), clipper(node)
+
+    def step(place: int) -> tuple[Callable[[Tensor], Tensor], Cell]:
+        own, (f,) = weights_of(place, w, r, bias), functions[place]
+        back = own.r.transpose(0, 1)
+
+        def cell(projected: Tensor, state: State) -> State:
+            return (f(clip(projected + torch.matmul(state[0], back))),)
+
+        return projection(own.w, own.of_input, own.of_state), cell
+
+    return unroll(node, x, lengths, [start], r.shape[-1], step)
+
+
+@converter("GRU")
+def gru(
+    node: NodeView,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    start: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Gated recurrent unit, gates in the order update, reset, new: all states and the last."""
+    functions, clip = activations(node, ("Sigmoid", "Tanh")), clipper(node)
+    hidden = r.shape[-1]
+    reset_after = bool(node.get("linear_before_reset", 0))
+
+    def step(place: int) -> tuple[Callable[[Tensor], Tensor], Cell]:
+        own, (f, g) = weights_of(place, w, r, bias), functions[place]
+        back_gates, back_new = (
+            own.r[: 2 * hidden].transpose(0, 1),
+            own.r[2 * hidden :].transpose(0, 1),
+        )
+        new_bias = None if own.of_state is None else own.of_state[2 * hidden :]
+
+        def cell(projected: Tensor, state: State) -> State:
+            (h,) = state
+            gates = projected[:, : 2 * hidden] + torch.matmul(h, back_gates)
+            update, reset = torch.chunk(f(clip(gates)), 2, 1)
+            recurrent = torch.matmul(h if reset_after else reset * h, back_new)
+            if new_bias is not None:
+                recurrent = recurrent + new_bias
+            recurrent = reset * recurrent if reset_after else recurrent
+            new = g(clip(projected[:, 2 * hidden :] + recurrent))
+            return ((1 - update) * new + update * h,)
+
+        gate_bias = None
+        if own.of_state is not None:
+            gate_bias = torch.cat(
+                [own.of_state[: 2 * hidden], torch.zeros_like(own.of_state[2 * hidden :])]
+            )
+        return projection(own.w, own.of_input, gate_bias), cell
+
+    return unroll(node, x, lengths, [start], hidden, step)
+
+
+@converter("LSTM")
+def lstm(
+    node: NodeView,
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    start: Tensor | None = None,
+    start_cell: Tensor | None = None,
+    peepholes: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Long short-term memory, gates in the order input, output, forget, cell.
+
+    Returns all hidden states, the last hidden state and the last cell state.
+    """
+    functions, clip = activations(node, ("Sigmoid", "Tanh", "Tanh")), clipper(node)
+    hidden = r.shape[-1]
+    coupled = bool(node.get("input_forget", 0))
+
+    def step(place: int) -> tuple[Callable[[Tensor], Tensor], Cell]:
+        own, (f, g, last) = weights_of(place, w, r, bias), functions[place]
+        back = own.r.transpose(0, 1)
+        holes = None if peepholes is None else torch.chunk(peepholes[place], 3)
+
+        def cell(projected: Tensor, state: State) -> State:
+            h, c = state
+            i, o, forget, new = torch.chunk(projected + torch.matmul(h, back), 4, 1)
+            if holes is not None:
+                i, forget = i + holes[0] * c, forget + holes[2] * c
+            i = f(clip(i))
+            kept = 1 - i if coupled else f(clip(forget))
+            c = kept * c + i * g(clip(new))
+            if holes is not None:
+                o = o + holes[1] * c
+            return f(clip(o)) * last(c), c
+
+        return projection(own.w, own.of_input, own.of_state), cell
+
+    return unroll(node, x, lengths, [start, start_cell], hidden, step)
