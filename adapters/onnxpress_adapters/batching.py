@@ -98,7 +98,7 @@ class Batching:
                     f"an output of shape {list(value.shape)} does not hold {samples} samples"
                 )
             outputs.append(value.unflatten(axis, (samples, -1)).movedim(axis, 0))
-        return Trace(tuple(outputs), trace.watched)
+        return Trace(tuple(outputs), trace.watched, trace.sizes)
 
     def _vmap(
         self,
@@ -228,7 +228,7 @@ def _loop(
     for place in range(len(watch)):
         kept = [v for v in (trace.watched[place] for trace in traces) if v is not None]
         watched.append(_stack(kept, str(watch[place])) if kept else None)
-    return Trace(outputs, tuple(watched))
+    return Trace(outputs, tuple(watched), traces[0].sizes)
 
 
 def _stack(values: list[Tensor], name: str) -> Tensor:

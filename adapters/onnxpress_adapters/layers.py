@@ -14,11 +14,9 @@ from math import prod
 import torch
 from onnx import ModelProto, NodeProto
 from torch import Tensor
-from torch.nn import functional
 
-from onnxpress_adapters.errors import AdapterError
 from onnxpress_adapters.node import NodeView, view
-from onnxpress_adapters.ops.windows import explicit_pads
+from onnxpress_adapters.ops.conv import bordered, transposed_window, window
 from onnxpress_adapters.prunable import Prunable, prunable
 from onnxpress_adapters.trace import Site
 from onnxpress_adapters.weights import WeightKey
@@ -141,18 +139,20 @@ class Layer:
         kernel = self.shape[2:]
         rank = len(kernel)
         value = value.reshape(-1, *value.shape[value.ndim - rank - 1 :])
-        strides = self.node.get("strides") or [1] * rank
-        dilations = self.node.get("dilations") or [1] * rank
         if self.node.operator == "ConvTranspose":
-            value = _spread(value, strides)
-            pads = self._transposed_pads(rank, kernel, dilations)
-            strides = [1] * rank
+            grown = self.node.get("output_padding") or [0] * rank
+            place = transposed_window(self.node, value.shape[2:], kernel, grown)
+            value = _spread(value, place.strides)
+            begins = [r - 1 - b for r, b in zip(place.reach, place.begins, strict=True)]
+            ends = [r - 1 - e for r, e in zip(place.reach, place.ends, strict=True)]
+            value = bordered(value, begins, [e + g for e, g in zip(ends, grown, strict=True)])
+            strides: Sequence[int] = (1,) * rank
         else:
-            pads = explicit_pads(self.node, value.shape[2:], kernel, strides, dilations)
-        value = functional.pad(value, [p for i in reversed(range(rank)) for p in (pads[i], pads[i + rank])])
-        for axis in range(rank):
-            reach = dilations[axis] * (kernel[axis] - 1) + 1
-            value = value.unfold(2 + axis, reach, strides[axis])[..., :: dilations[axis]]
+            place = window(self.node, value.shape[2:], kernel)
+            value = bordered(value, place.begins, place.ends)
+            strides = place.strides
+        for axis, (reach, dilation) in enumerate(zip(place.reach, place.dilations, strict=True)):
+            value = value.unfold(2 + axis, reach, strides[axis])[..., ::dilation]
         # [batch, channels, *positions, *kernel] -> [batch, *positions, channels, *kernel], a view
         view = value.movedim(1, 1 + rank)
         grid = view.shape[: 1 + rank]
@@ -164,21 +164,6 @@ class Layer:
         else:
             picked = view.reshape(total, *view.shape[1 + rank :])
         return picked.reshape(len(picked), self.groups, self.columns).transpose(0, 1)
-
-    def _transposed_pads(
-        self, rank: int, kernel: Sequence[int], dilations: Sequence[int]
-    ) -> list[int]:
-        """Padding that makes a convolution of the spread input equal to the ConvTranspose."""
-        if self.node.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or self.node.get(
-            "output_shape"
-        ):
-            raise AdapterError(f"{self.node}: windows of a ConvTranspose with auto_pad are not seen")
-        given = self.node.get("pads") or [0] * (2 * rank)
-        extra = self.node.get("output_padding") or [0] * rank
-        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-        before = [reach[i] - given[i] for i in range(rank)]
-        after = [reach[i] - given[i + rank] + extra[i] for i in range(rank)]
-        return [*before, *after]
 
 
 def layers_of(model: ModelProto) -> tuple[Layer, ...]:
@@ -197,9 +182,6 @@ def _layer(weight: Prunable, opsets: dict[str, int]) -> Layer | None:
     direct = all(use.via == () for use in weight.uses)
     alike = len({(use.slot, use.node.op_type, _attributes(use.node)) for use in weight.uses}) == 1
     if not direct or not alike or node.op_type not in VIEWED:
-        return None
-    auto = any(a.name == "auto_pad" and a.s not in (b"NOTSET", b"VALID") for a in node.attribute)
-    if node.op_type == "ConvTranspose" and auto:
         return None
     slot = weight.uses[0].slot
     other = 0 if slot == 1 else 1

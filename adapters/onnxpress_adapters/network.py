@@ -103,7 +103,9 @@ class Network:
         given = {n: _working(v) for n, v in zip(main.inputs, inputs, strict=True)}
         outputs = run.body(main, given, {})
         return Trace(
-            tuple(run.tensor(value) for value in outputs), tuple(run.seen.get(s) for s in watch)
+            tuple(run.tensor(value) for value in outputs),
+            tuple(run.seen.get(site) for site in watch),
+            run.sizes,
         )
 
     def batched(
@@ -163,6 +165,7 @@ class _Run:
     watch: frozenset[Site]
     rebatched: int
     seen: dict[Site, Tensor] = field(default_factory=dict)
+    sizes: dict[tuple[tuple[str, ...], int], int] = field(default_factory=dict)
 
     def body(
         self, body: Body, given: Mapping[str, Value], outer: Mapping[str, Value]
@@ -195,6 +198,8 @@ class _Run:
             if (body.path, instruction.place, place) in self.watch and value is not None:
                 self.seen[(body.path, instruction.place, place)] = self.tensor(value)
         results = self.results(instruction, inputs, values)
+        if results and isinstance(results[0], Tensor):
+            self.sizes[(body.path, instruction.place)] = results[0].numel()
         for name, result in zip(node.outputs, results, strict=False):
             if name and result is not None:
                 values[name] = result

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,10 @@ class Trace:
     Attributes:
         outputs: one per graph output.
         watched: one per watched site; None where the node did not run (a branch not taken).
+        sizes: elements of the first output of every node that ran on the device, by the path of
+            its graph and its place there.
     """
 
     outputs: tuple[Tensor, ...]
     watched: tuple[Tensor | None, ...]
+    sizes: Mapping[tuple[tuple[str, ...], int], int] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -82,6 +82,8 @@ class Problem:
         device: where everything is computed.
         seed: the only source of chance.
         effort: scales how much work steps do; 1 is the default.
+        memo: what depends on nothing but the problem and is worth computing once (the scales of
+            the outputs, the layer Hessians of the reference).
     """
 
     network: Network
@@ -93,6 +95,7 @@ class Problem:
     device: torch.device
     seed: int
     effort: float = 1.0
+    memo: dict[str, object] = field(default_factory=dict, repr=False)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Give a fresh CPU generator that depends on the seed and the purpose only."""

@@ -1,0 +1,75 @@
+"""What one sample costs, so that work is planned by counting and not by a clock.
+
+Every loop length follows from these counts and the effort, never from elapsed time: the same seed
+does the same work on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnxpress_adapters.batching import LOOP
+from onnxpress_adapters.network import Network
+from onnxpress_adapters.weights import WeightKey
+
+ACTIVATION_BYTES = 1 << 29
+"""Activations of one batch stay below this in a forward pass."""
+
+MACS_PER_UNIT = 2.0e10
+"""Multiply-adds two plain cores do in about a second of forward and backward passes."""
+
+NODE_MACS = 1.5e6
+"""What running one node costs beside its arithmetic, in multiply-adds."""
+
+LARGEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts for one sample.
+
+    Attributes:
+        macs: multiply-adds of a forward pass in matrix products and convolutions, or elements
+            computed where these are more.
+        elements: entries of all intermediate results.
+        nodes: nodes that ran.
+        batch: samples that fit into memory together.
+        effort: scales all work.
+    """
+
+    macs: float
+    elements: int
+    nodes: int
+    batch: int
+    effort: float
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        weights: Mapping[WeightKey, Tensor],
+        inputs: Sequence[Tensor],
+        effort: float,
+    ) -> Cost:
+        """Run one sample and count."""
+        with torch.no_grad():
+            trace = LOOP.run(network, weights, [value[:1] for value in inputs])
+        elements = max(1, sum(trace.sizes.values()))
+        macs = float(elements)
+        for layer in network.layers:
+            for path, place, _ in layer.sites:
+                macs += trace.sizes.get((path, place), 0) * layer.columns
+        batch = int(ACTIVATION_BYTES / (4 * elements))
+        return cls(macs, elements, len(trace.sizes), max(1, min(LARGEST_BATCH, batch)), effort)
+
+    def steps(self, units: float, samples: int) -> int:
+        """Count the gradient steps on so many samples each that ``units`` of work pay for.
+
+        A unit is about a second of two plain cores at effort 1.
+        """
+        each = 4 * samples * self.macs + 3 * self.nodes * NODE_MACS
+        return max(1, int(self.effort * units * MACS_PER_UNIT / each))

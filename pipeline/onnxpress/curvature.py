@@ -1,0 +1,141 @@
+"""Second-order facts: layer Hessians, Gauss-Newton diagonals, the curvature along a direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from onnxpress_adapters.layers import Layer
+from onnxpress_adapters.weights import WeightKey
+
+from onnxpress.objective import Objective
+
+HESSIAN_COLUMNS = 40_000
+"""Columns a layer's second moment is averaged over, at most; ten times its width if that is more."""
+
+
+def layer_hessians(
+    objective: Objective, tensors: Mapping[WeightKey, Tensor], layers: Sequence[Layer]
+) -> dict[WeightKey, Tensor]:
+    """Average X Xᵀ over the fit set for each layer.
+
+    Args:
+        objective: says on which inputs.
+        tensors: laid over the reference weights; ``{}`` for the inputs the original network makes.
+        layers: the layers to look at; the caller keeps their number small where they are wide.
+
+    Returns:
+        Key to ``[groups, columns, columns]``, float32, on the problem's device: the mean over the
+        columns seen, damped by nothing.
+
+    Source:
+        LeCun, Denker, Solla 1989; Hassibi & Stork 1993: for ‖WX − W'X‖² the Hessian of every row
+        is 2 X Xᵀ.
+    """
+    problem = objective.problem
+    samples = len(problem.fit[0])
+    sites = [(layer, site) for layer in layers for site in layer.sites]
+    sums: dict[WeightKey, Tensor] = {}
+    counts: dict[WeightKey, int] = {}
+    weights = {**problem.reference, **tensors}
+    step = objective.cost.batch
+    with torch.no_grad():
+        for start in range(0, samples, step):
+            part = [value[start : start + step] for value in problem.fit]
+            share = len(part[0]) / samples
+            trace = problem.network.batching.run(
+                problem.network, weights, part, [site for _, site in sites]
+            )
+            for (layer, _), value in zip(sites, trace.watched, strict=True):
+                if value is None:
+                    continue
+                limit = int(max(HESSIAN_COLUMNS, 10 * layer.columns) * share) + 1
+                columns = layer.columns_of(value, limit).float()
+                moment = columns.transpose(1, 2) @ columns
+                known = sums.get(layer.key)
+                sums[layer.key] = moment if known is None else known + moment
+                counts[layer.key] = counts.get(layer.key, 0) + columns.shape[1]
+    return {key: total / counts[key] for key, total in sums.items()}
+
+
+def gauss_newton(
+    objective: Objective,
+    tensors: Mapping[WeightKey, Tensor],
+    keys: Sequence[WeightKey],
+    draws: int,
+    generator: torch.Generator,
+) -> dict[WeightKey, Tensor]:
+    """Estimate the diagonal of the Gauss-Newton matrix of d: h_j = E sum_k ‖∂F_k/∂w_j‖² / s_k.
+
+    A random sign per sample and output entry turns one backward pass over a batch into an unbiased
+    draw of the whole diagonal (Hutchinson); draws cycle through the fit set.
+
+    Args:
+        objective: d and its scales.
+        tensors: the weights to linearise at, laid over the reference.
+        keys: the weights wanted.
+        draws: how many backward passes to average.
+        generator: source of the signs.
+
+    Returns:
+        Key to a tensor of the weight's shape, non-negative.
+
+    Source:
+        Hutchinson 1990; the diagonal Gauss-Newton of LeCun, Denker, Solla 1989, section 3.
+    """
+    problem = objective.problem
+    samples, step = len(problem.fit[0]), objective.cost.batch
+    totals = {key: torch.zeros_like(tensors[key]) for key in keys}
+    for draw in range(draws):
+        start = (draw * step) % samples
+        part = [value[start : start + step] for value in problem.fit]
+        leaves = {key: tensors[key].detach().requires_grad_() for key in keys}
+        outputs = objective.outputs({**tensors, **leaves}, part)
+        total = outputs[0].new_zeros(())
+        for value, scale in zip(outputs, objective.scales.tolist(), strict=True):
+            signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
+            total = total + (value * signs).sum() / (len(value) * scale) ** 0.5
+        total.backward()
+        for key, leaf in leaves.items():
+            if leaf.grad is not None:
+                totals[key] += leaf.grad.square() / draws
+    return totals
+
+
+def largest_curvature(
+    gradient: Callable[[dict[WeightKey, Tensor]], dict[WeightKey, Tensor]],
+    around: Mapping[WeightKey, Tensor],
+    start: Mapping[WeightKey, Tensor],
+    rounds: int,
+) -> float:
+    """Estimate the largest quotient ‖∇f(θ+v) − ∇f(θ)‖ / ‖v‖ by power iteration on finite differences.
+
+    Args:
+        gradient: of a smooth function, at given tensors.
+        around: θ.
+        start: a first direction, not zero.
+        rounds: how many iterations; the largest quotient seen is returned.
+
+    Source:
+        seeds/learning_sparse_network_iht.txt, section III-B: the Lipschitz constant of the gradient
+        bounds the step size; FACTS section 4: random sparse pairs underestimate it by orders of
+        magnitude, a power iteration around the trajectory does not.
+    """
+    scale = 1e-3 * max(_norm(around), 1e-12)
+    base = gradient(dict(around))
+    direction, largest = dict(start), 0.0
+    for _ in range(rounds):
+        length = _norm(direction)
+        if length == 0:
+            break
+        step = {key: value * (scale / length) for key, value in direction.items()}
+        moved = gradient({key: around[key] + step[key] for key in around})
+        direction = {key: moved[key] - base[key] for key in around}
+        largest = max(largest, _norm(direction) / scale)
+    return largest
+
+
+def _norm(tensors: Mapping[WeightKey, Tensor]) -> float:
+    return sum(float(value.double().square().sum()) for value in tensors.values()) ** 0.5

@@ -1,0 +1,192 @@
+"""d and its gradient: the number every step works on.
+
+A step minimises E over x of sum_k ‖F_k(x) − F'_k(x)‖² / s_k over the judged outputs k. The scale s_k is
+the output's variance E‖F_k − EF_k‖² (its power where it does not vary), divided by the output's own
+tolerance where it has one, so that the sum bounds the relative distance of the worst output. With
+an absolute tolerance every s_k is 1.
+
+Source: seeds/sparsification_mathematics.md, "Manifold assumption", the definition of d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnxpress_adapters.errors import StepError
+from onnxpress_adapters.weights import WeightKey
+
+from onnxpress.cost import Cost
+from onnxpress.problem import Problem
+
+KEPT_BYTES = 1 << 29
+"""Reference outputs up to this size are kept; larger ones are computed again for each batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """d on a set of samples.
+
+    Attributes:
+        errors: ``[samples, judged]``, float64 on the CPU: ‖F_k − F'_k‖² of each sample.
+        scales: ``[judged]``: what a mean error is divided by.
+    """
+
+    errors: Tensor
+    scales: Tensor
+
+    @property
+    def per_output(self) -> Tensor:
+        """d of each output, scaled: ``[judged]``."""
+        return self.errors.mean(0) / self.scales
+
+    @property
+    def value(self) -> float:
+        """d of the worst output, scaled; not finite where an output is not."""
+        return float(self.per_output.max())
+
+    def upper(self, deviations: float) -> float:
+        """A bound on ``value`` so many standard errors above it."""
+        count = max(1, len(self.errors))
+        spread = self.errors.std(0, correction=min(1, count - 1)) / count**0.5
+        return float(((self.errors.mean(0) + deviations * spread) / self.scales).max())
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The functional distance to the reference network on a problem's samples."""
+
+    problem: Problem
+    scales: Tensor  # [judged], float64 on the CPU
+    cost: Cost
+    targets: tuple[Tensor, ...] | None  # per judged output, [fit samples, *shape]
+
+    def outputs(self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run the network with ``tensors`` laid over the reference; judged outputs only."""
+        problem = self.problem
+        values = problem.network.batched({**problem.reference, **tensors}, inputs)
+        return [values[place] for place in problem.judged]
+
+    def reference(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run the reference network, batch by batch and without a gradient."""
+        step = self.cost.batch
+        with torch.no_grad():
+            parts = [
+                self.outputs({}, [value[start : start + step] for value in inputs])
+                for start in range(0, len(inputs[0]), step)
+            ]
+        return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+    def loss(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        """Mean over the samples of the scaled squared error, summed over the judged outputs."""
+        total = found[0].new_zeros(())
+        for ours, theirs, scale in zip(found, wanted, self.scales.tolist(), strict=True):
+            total = total + (ours - theirs).square().sum() / (len(ours) * scale)
+        return total
+
+    def batches(self, size: int | None = None) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Go once through the fit set in order: inputs and reference outputs."""
+        fit = self.problem.fit
+        step = size or self.cost.batch
+        for start in range(0, len(fit[0]), step):
+            inputs = [value[start : start + step] for value in fit]
+            if self.targets is None:
+                yield inputs, self.reference(inputs)
+            else:
+                yield inputs, [value[start : start + step] for value in self.targets]
+
+    def measure(
+        self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]
+    ) -> Measured:
+        """Measure d on samples, batch by batch in float64, without a gradient."""
+        rows = []
+        with torch.no_grad():
+            for start in range(0, len(inputs[0]), self.cost.batch):
+                part = [value[start : start + self.cost.batch] for value in inputs]
+                pairs = zip(self.outputs(tensors, part), self.reference(part), strict=True)
+                errors = [(a.double() - b.double()).square().flatten(1).sum(1) for a, b in pairs]
+                rows.append(torch.stack(errors, 1).cpu())
+        return Measured(torch.cat(rows), self.scales)
+
+    def gradient(
+        self, tensors: Mapping[WeightKey, Tensor], keys: Sequence[WeightKey]
+    ) -> tuple[float, dict[WeightKey, Tensor]]:
+        """Give d on the whole fit set and its gradient in some of the tensors."""
+        leaves = {key: tensors[key].detach().requires_grad_() for key in keys}
+        total, samples = 0.0, len(self.problem.fit[0])
+        for inputs, wanted in self.batches():
+            loss = self.loss(self.outputs({**tensors, **leaves}, inputs), wanted)
+            loss = loss * (len(inputs[0]) / samples)
+            loss.backward()
+            total += float(loss)
+        return total, {key: _grad(leaf) for key, leaf in leaves.items()}
+
+
+def objective_of(problem: Problem) -> Objective:
+    """Measure the outputs of the reference network and set the scales.
+
+    Raises:
+        StepError: an output of the original model is not finite on the given inputs.
+    """
+    known = problem.memo.get("objective")
+    if isinstance(known, Objective):
+        return known
+    cost = Cost.of(problem.network, problem.reference, problem.fit, problem.effort)
+    bare = Objective(problem, torch.ones(len(problem.judged), dtype=torch.float64), cost, None)
+    scales, targets = _survey(bare)
+    objective = Objective(problem, scales, cost, targets)
+    problem.memo["objective"] = objective
+    return objective
+
+
+def _survey(bare: Objective) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Run the reference once over the fit set: variances, and the outputs if they are small."""
+    problem = bare.problem
+    kept: list[list[Tensor]] | None = [[] for _ in problem.judged]
+    sums: list[Tensor] = []
+    squares = torch.zeros(len(problem.judged), dtype=torch.float64)
+    size_bytes = 0
+    for inputs, wanted in bare.batches():
+        for place, value in enumerate(wanted):
+            if not bool(torch.isfinite(value).all()):
+                name = problem.network.outputs[problem.judged[place]].name
+                raise StepError(f"output '{name}' of the original model is not finite on the inputs")
+            summed = value.double().sum(0)
+            if len(sums) <= place:
+                sums.append(summed)
+            else:
+                sums[place] += summed
+            squares[place] += value.double().square().sum().cpu()
+            size_bytes += value.nbytes
+            if kept is not None:
+                kept[place].append(value)
+        if size_bytes > KEPT_BYTES:
+            kept = None
+    count = len(problem.fit[0])
+    scales = []
+    for place, total in enumerate(sums):
+        power = float(squares[place]) / count
+        variance = power - float((total / count).square().sum())
+        scale = variance if variance > 1e-12 * power else power
+        scales.append(_scale(problem, place, scale))
+    targets = None if kept is None else tuple(torch.cat(parts) for parts in kept)
+    return torch.tensor(scales, dtype=torch.float64), targets
+
+
+def _scale(problem: Problem, place: int, spread: float) -> float:
+    """Combine an output's spread with the tolerance it has of its own."""
+    tolerance = problem.tolerance
+    spread = spread or 1.0
+    if tolerance is None:
+        return spread
+    name = problem.network.outputs[problem.judged[place]].name
+    own = dict(tolerance.outputs).get(name)
+    share = 1.0 if own is None else own / tolerance.value
+    return share if tolerance.absolute else share * spread
+
+
+def _grad(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

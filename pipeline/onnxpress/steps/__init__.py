@@ -1,0 +1,1 @@
+"""The methods, one per file. Each is a frozen dataclass that is a ``Step``."""

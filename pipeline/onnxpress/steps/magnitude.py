@@ -1,0 +1,59 @@
+"""Magnitude pruning: the smallest weights go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from onnxpress_adapters.errors import StepError
+
+from onnxpress.step import target_count
+from onnxpress.support import cut, keep_largest, keep_largest_overall
+
+if TYPE_CHECKING:
+    from onnxpress.problem import Problem
+    from onnxpress.state import State
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Zero the entries of smallest magnitude.
+
+    Attributes:
+        sparsity: share of zeros over the free weights, 0 to 1; None for a search to find.
+        scope: ``layer`` prunes every weight to the same sparsity, ``global`` compares magnitudes
+            over all weights, each divided by its root mean square so that a scale does not decide.
+
+    Source:
+        seeds/magnitude_pruning_review.md, "The Main Result": the smallest entries of each weight
+        matrix are set to zero.
+    """
+
+    sparsity: float | None = None
+    scope: Literal["layer", "global"] = "layer"
+
+    def at(self, sparsity: float) -> Magnitude:
+        """Give the same step with its sparsity fixed."""
+        return replace(self, sparsity=sparsity)
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Prune; values that stay are not changed."""
+        if self.sparsity is None:
+            raise StepError(f"{self} has no sparsity: give it one, or put it in a search")
+        count = target_count(state, self.sparsity)
+        free = {key: state.weights[key] for key in sorted(state.free)}
+        if self.scope == "global":
+            scores = {
+                key: form.values.abs() / form.values.square().mean().sqrt().clamp_min(1e-30)
+                for key, form in free.items()
+            }
+            supports = keep_largest_overall(scores, count)
+        else:
+            share = 1 - self.sparsity
+            supports = {
+                key: keep_largest(form.values.abs(), int(share * form.values.numel() + 1e-9))
+                for key, form in free.items()
+            }
+        return state.with_weights(
+            {key: cut(form.values, supports[key]) for key, form in free.items()}
+        )

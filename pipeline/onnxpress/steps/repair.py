@@ -1,0 +1,268 @@
+"""Repair: with the support fixed, the remaining weights move to bring d down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import cos, pi
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from onnxpress_adapters.weights import Dense, WeightKey
+
+from onnxpress.objective import Objective, objective_of
+
+if TYPE_CHECKING:
+    from onnxpress.problem import Problem
+    from onnxpress.state import State
+
+LOOKS = 8
+"""How often an Adam run looks at the choose set."""
+
+WHOLE_BATCH_SECONDS = 0.25
+"""Units of work for one pass over the fit set up to which ``auto`` takes L-BFGS."""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Minimise d over the entries of the supports, biases and norms.
+
+    Labels are free: the original network gives the target of any input, so every batch is made of
+    given inputs and of random interpolations between pairs of them. The point that was best on the
+    choose set is kept, so a repair never makes things worse there.
+
+    Attributes:
+        method: ``lbfgs`` on the whole fit set, ``adam`` on batches; ``auto`` takes L-BFGS where a
+            pass over the fit set is cheap.
+        work: units of work (about seconds of two cores) at effort 1.
+        rate: Adam's first step, as a share of each tensor's root mean square; falls to zero along
+            a cosine.
+        batch: samples per Adam step, at most.
+        interpolate: share of each batch that lies between two inputs, 0 to 1.
+        extras: whether biases and norms move too.
+
+    Source:
+        seeds/sparsification_mathematics.md, "The Algorithm", step 2: minimise the distance while
+        keeping the sparsity gained. Kingma & Ba 2015 (Adam); Liu & Nocedal 1989 (L-BFGS).
+    """
+
+    method: Literal["auto", "adam", "lbfgs"] = "auto"
+    work: float = 12.0
+    rate: float = 0.02
+    batch: int = 128
+    interpolate: float = 0.5
+    extras: bool = True
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Move the values; supports stay as they are."""
+        objective = objective_of(problem)
+        point = _Point.of(state, extras=self.extras)
+        if not point.leaves:
+            return state
+        before = objective.measure(state.tensors, problem.choose).value
+        lbfgs = self.method == "lbfgs" or (self.method == "auto" and self._is_cheap(objective))
+        best = self._lbfgs(objective, point) if lbfgs else self._adam(objective, point, before)
+        if best is None:
+            return state.noted(f"{self}: kept d = {before:.3g} on choose, nothing was better")
+        after, values = best
+        if not after < before:
+            return state.noted(f"{self}: kept d = {before:.3g} on choose, nothing was better")
+        return point.put(state, values).noted(f"{self}: d {before:.3g} -> {after:.3g} on choose")
+
+    def _is_cheap(self, objective: Objective) -> bool:
+        return objective.cost.steps(1.0, len(objective.problem.fit[0])) > 1 / WHOLE_BATCH_SECONDS
+
+    def _adam(
+        self, objective: Objective, point: _Point, before: float
+    ) -> tuple[float, dict[WeightKey, Tensor]] | None:
+        """Adam with a cosine schedule on drawn batches; the best look at choose wins."""
+        problem, cost = objective.problem, objective.cost
+        batch = min(self.batch, cost.batch, len(problem.fit[0]))
+        steps = cost.steps(self.work, batch)
+        generator = problem.generator(f"repair {state_size(point)}")
+        groups = [
+            {"params": [leaf], "lr": self.rate * point.scale(key)}
+            for key, leaf in point.leaves.items()
+        ]
+        adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        first = [group["lr"] for group in adam.param_groups]
+        best: tuple[float, dict[WeightKey, Tensor]] | None = None
+        look = max(1, steps // LOOKS)
+        for step in range(steps):
+            for group, rate in zip(adam.param_groups, first, strict=True):
+                group["lr"] = rate * 0.5 * (1 + cos(pi * step / steps))
+            inputs, wanted = draw_batch(objective, batch, self.interpolate, generator)
+            adam.zero_grad(set_to_none=True)
+            loss = objective.loss(objective.outputs(point.tensors(), inputs), wanted)
+            loss.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+            if (step + 1) % look == 0 or step + 1 == steps:
+                found = objective.measure(point.tensors(), problem.choose).value
+                if found < (before if best is None else best[0]):
+                    best = found, point.values()
+        return best
+
+    def _lbfgs(
+        self, objective: Objective, point: _Point
+    ) -> tuple[float, dict[WeightKey, Tensor]] | None:
+        """L-BFGS on the fit set and as many interpolations, in rounds; choose stops it."""
+        problem, cost = objective.problem, objective.cost
+        generator = problem.generator(f"repair {state_size(point)}")
+        samples = len(problem.fit[0])
+        drawn = int(samples * self.interpolate / max(1e-9, 1 - self.interpolate))
+        inputs = [value for value in problem.fit]
+        if drawn:
+            between = interpolated(problem.fit, min(drawn, samples), generator)
+            inputs = [torch.cat(pair) for pair in zip(inputs, between, strict=True)]
+        wanted = objective.reference(inputs)
+        evaluations = cost.steps(self.work, len(inputs[0]))
+        leaves = list(point.leaves.values())
+        scales = [point.scale(key) for key in point.leaves]
+        # Work in units of each tensor's size: one curvature estimate then fits all of them.
+        unit = [(leaf / scale).detach().requires_grad_() for leaf, scale in zip(leaves, scales, strict=True)]
+        rounds = 6
+        optimiser = torch.optim.LBFGS(
+            unit,
+            max_iter=max(5, evaluations // rounds),
+            history_size=20,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=1e-12,
+            tolerance_change=1e-14,
+        )
+
+        def closure() -> Tensor:
+            optimiser.zero_grad(set_to_none=True)
+            total = torch.zeros((), device=problem.device)
+            laid = point.tensors({k: u * s for k, u, s in zip(point.leaves, unit, scales, strict=True)})
+            for start in range(0, len(inputs[0]), cost.batch):
+                part = [value[start : start + cost.batch] for value in inputs]
+                targets = [value[start : start + cost.batch] for value in wanted]
+                loss = objective.loss(objective.outputs(laid, part), targets)
+                loss = loss * (len(part[0]) / len(inputs[0]))
+                loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+                total += loss.detach()
+            return total
+
+        best: tuple[float, dict[WeightKey, Tensor]] | None = None
+        for _ in range(rounds):
+            optimiser.step(closure)  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                for leaf, value, scale in zip(leaves, unit, scales, strict=True):
+                    leaf.copy_(value * scale)
+            found = objective.measure(point.tensors(), problem.choose).value
+            if best is not None and not found < best[0]:
+                break
+            best = found, point.values()
+        return best
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """The tensors a repair moves, and where their entries are pinned to zero."""
+
+    leaves: dict[WeightKey, Tensor]
+    supports: dict[WeightKey, Tensor]
+    fixed: dict[WeightKey, Tensor]
+
+    @classmethod
+    def of(cls, state: State, *, extras: bool) -> _Point:
+        free = {key: state.weights[key] for key in sorted(state.free)}
+        leaves = {key: form.values.detach().clone() for key, form in free.items()}
+        if extras:
+            leaves.update({k: v.detach().clone() for k, v in sorted(state.extras.items())})
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        fixed = {key: value for key, value in state.tensors.items() if key not in leaves}
+        return cls(leaves, {key: form.support for key, form in free.items()}, fixed)
+
+    def tensors(self, given: dict[WeightKey, Tensor] | None = None) -> dict[WeightKey, Tensor]:
+        """Everything to lay over the reference, zeros kept out of the gradient."""
+        moved = {
+            key: torch.where(self.supports[key], leaf, 0.0) if key in self.supports else leaf
+            for key, leaf in (given or self.leaves).items()
+        }
+        return {**self.fixed, **moved}
+
+    def values(self) -> dict[WeightKey, Tensor]:
+        """A copy of where the leaves stand."""
+        return {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
+
+    def scale(self, key: WeightKey) -> float:
+        """Root mean square of the entries that may move; 0.01 for a tensor of zeros."""
+        leaf = self.leaves[key].detach()
+        if key in self.supports:
+            leaf = leaf[self.supports[key]]
+        size = float(leaf.square().mean().sqrt()) if leaf.numel() else 0.0
+        return size or 0.01
+
+    def put(self, state: State, values: dict[WeightKey, Tensor]) -> State:
+        """Give the state with these values."""
+        weights = {
+            key: Dense(torch.where(support, values[key], 0.0), support)
+            for key, support in self.supports.items()
+        }
+        extras = {key: value for key, value in values.items() if key not in self.supports}
+        return state.with_weights(weights).with_extras(extras)
+
+
+def state_size(point: _Point) -> int:
+    """Count the entries that may move, to give each repair of a run its own random stream."""
+    return sum(int(support.sum()) for support in point.supports.values())
+
+
+def interpolated(
+    inputs: Sequence[Tensor], count: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Draw points between random pairs of samples; integer inputs are taken from the first.
+
+    Args:
+        inputs: one tensor ``[samples, *shape]`` per graph input.
+        count: how many points.
+        generator: source of the pairs and places.
+    """
+    samples = len(inputs[0])
+    first, second = torch.randint(0, samples, (2, count), generator=generator)
+    place = torch.rand(count, generator=generator)
+    drawn = []
+    for value in inputs:
+        left = value[first.to(value.device)]
+        if value.is_floating_point():
+            weight = place.to(value).reshape(-1, *(1,) * (value.ndim - 1))
+            left = left + (value[second.to(value.device)] - left) * weight
+        drawn.append(left)
+    return drawn
+
+
+def draw_batch(
+    objective: Objective, batch: int, share: float, generator: torch.Generator
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Draw a batch of given and interpolated inputs and what the original network answers.
+
+    Args:
+        objective: whose fit set to draw from.
+        batch: how many samples.
+        share: how many of them lie between two inputs, 0 to 1.
+        generator: source of chance.
+    """
+    problem = objective.problem
+    between = round(share * batch)
+    picks = torch.randint(0, len(problem.fit[0]), (batch - between,), generator=generator)
+    picks = picks.to(problem.device)
+    inputs = [value[picks] for value in problem.fit]
+    targets = objective.targets
+    if targets is None or between:
+        if between:
+            drawn = interpolated(problem.fit, between, generator)
+            answers = objective.reference(drawn if targets is not None else _join(inputs, drawn))
+            inputs = _join(inputs, drawn)
+            if targets is None:
+                return inputs, answers
+            return inputs, _join([value[picks] for value in targets], answers)
+        return inputs, objective.reference(inputs)
+    return inputs, [value[picks] for value in targets]
+
+
+def _join(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.cat(pair) for pair in zip(left, right, strict=True)]
