@@ -1,0 +1,304 @@
+"""Three disjoint sets of inputs, and the only way to get them.
+
+*fit* is what steps optimise on, *choose* steers search and early stopping, *judge* is seen once,
+for the file as written. No sample stands in two of them, exact repeats included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxpress.arrays import read_arrays
+from onnxpress.domain import Domain
+from onnxpress.inputs import Shape, fits, listed
+from onnxpress_adapters.errors import MisuseError
+from onnxpress_adapters.specs import InputSpec, batched_first, kind, whole_range
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+
+SHARES = (3, 1, 1)
+"""How data is shared out between fit, choose and judge."""
+
+FEWEST = (9, 3, 3)
+"""The fewest different samples each of them can work with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs for fitting, for choosing and for the verdict.
+
+    Attributes:
+        fit: by input ``[samples, *feed shape]``; all inputs have the same number of samples.
+        choose: likewise.
+        judge: likewise.
+        duplicates: how many samples of the data were exact repeats of another one.
+    """
+
+    fit: Arrays
+    choose: Arrays
+    judge: Arrays
+    duplicates: int = 0
+
+
+def count(arrays: Arrays) -> int:
+    """Say how many samples a set has."""
+    return next((len(array) for array in arrays.values()), 0)
+
+
+def from_domains(domains: Mapping[str, Domain], counts: tuple[int, int, int], seed: int) -> Samples:
+    """Draw three sets, independent of each other.
+
+    Args:
+        domains: one per input.
+        counts: how many samples fit, choose and judge get.
+        seed: 0 or more; the same one gives the same samples.
+
+    Raises:
+        MisuseError: the seed is negative.
+    """
+    fit, choose, judge = (
+        _draw(domains, size, _generator(seed, place)) for place, size in enumerate(counts)
+    )
+    return Samples(fit, choose, judge)
+
+
+def from_data(
+    arrays: Arrays, seed: int, *, sequence: bool = False, judge: Arrays | None = None
+) -> Samples:
+    """Share data out: 60 % to fit, 20 % to choose, 20 % to judge.
+
+    Exact repeats of a sample go to the same set, together. Where the order must be kept, repeats
+    are left out of the earlier sets instead, so that the judge sees its block as it is.
+
+    Args:
+        arrays: by input ``[samples, *feed shape]``, as ``load_data`` gives them.
+        seed: 0 or more; the same one gives the same sets.
+        sequence: neighbours are alike (frames, a time series): take contiguous blocks in the order
+            of the data, the judge's last, instead of shuffling.
+        judge: samples for the judge from elsewhere; ``arrays`` is then shared out between fit and
+            choose 3 to 1, without what the judge sees.
+
+    Raises:
+        MisuseError: too few different samples, or the seed is negative.
+    """
+    labels = _labels(arrays)
+    theirs = [] if judge is None else _labels(judge)
+    seen = set(theirs)
+    duplicates = len(labels) + len(theirs) - len({*labels, *seen})
+    kept = np.flatnonzero([label not in seen for label in labels])
+    shares = SHARES if judge is None else SHARES[:2]
+    split = _blocks if sequence else _shuffled
+    chosen = [kept[places] for places in split([labels[i] for i in kept], shares, seed)]
+    _check_enough([{labels[i] for i in places} for places in chosen], judge is None)
+    fit, choose, *rest = ({n: a[places] for n, a in arrays.items()} for places in chosen)
+    if judge is not None:
+        _check_judge(seen)
+    return Samples(fit, choose, judge if judge is not None else rest[0], duplicates)
+
+
+def load_data(
+    path: Path, specs: Sequence[InputSpec], shapes: Mapping[str, Shape] | None = None
+) -> dict[str, Array]:
+    """Read samples for every input of a model.
+
+    A sample may leave out the first dimension of the model where that is a batch of 1 or open; the
+    feeds get it back. A type of the same family is converted where nothing is lost but precision.
+
+    Args:
+        path: an .npz, a folder of .npy, or a folder of ``test_data_set_*/input_*.pb``.
+        specs: the inputs of the model.
+        shapes: sizes the call fixes, by input.
+
+    Returns:
+        By input, in the order of the model: ``[samples, *feed shape]`` in the input's type.
+
+    Raises:
+        MisuseError: whatever does not fit: files, names, shapes, types, counts, NaN or infinity.
+    """
+    found = read_arrays(path, specs)
+    missing = [spec for spec in specs if spec.name not in found]
+    if missing:
+        raise MisuseError(f"{path} has no data for {listed(missing)}; add an array of that name")
+    arrays: dict[str, Array] = {}
+    for spec in specs:
+        try:
+            shaped = _shaped(found[spec.name], spec, (shapes or {}).get(spec.name))
+            arrays[spec.name] = _finite(_typed(shaped, spec), shaped, spec)
+        except MisuseError as error:
+            raise MisuseError(f"{path}: {error}") from None
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        raise MisuseError(
+            f"{path}: the inputs differ in their number of samples ("
+            + ", ".join(f"{name} {size}" for name, size in counts.items())
+            + "); give each as many"
+        )
+    if not count(arrays):
+        raise MisuseError(f"{path} holds no samples; the first axis of each array counts them")
+    return arrays
+
+
+def _draw(domains: Mapping[str, Domain], size: int, rng: np.random.Generator) -> Arrays:
+    return {name: domain.draw(rng, size) for name, domain in domains.items()}
+
+
+def _generator(seed: int, place: int) -> np.random.Generator:
+    if seed < 0:
+        raise MisuseError(f"the seed is {seed}; give one from 0 on")
+    return np.random.default_rng([seed, place])
+
+
+def _labels(arrays: Arrays) -> list[bytes]:
+    """Give each sample a label that two samples share only where all their bytes are equal."""
+    labels = []
+    for place in range(count(arrays)):
+        digest = hashlib.blake2b(digest_size=16)
+        for name in sorted(arrays):
+            digest.update(arrays[name][place].tobytes())
+        labels.append(digest.digest())
+    return labels
+
+
+def _sizes(total: int, shares: tuple[int, ...]) -> list[int]:
+    """Cut a number in parts; what does not divide goes to the first.
+
+    >>> _sizes(17, (3, 1, 1))
+    [11, 3, 3]
+    """
+    rest = [total * share // sum(shares) for share in shares[1:]]
+    return [total - sum(rest), *rest]
+
+
+def _shuffled(labels: Sequence[bytes], shares: tuple[int, ...], seed: int) -> list[Array]:
+    """Share places out at random, equal labels together.
+
+    Each set gets its share of the *different* samples. The largest groups of equals are dealt
+    first: so each set also gets its share of groups of every size, and a single huge one, which
+    would drown the others' verdict, goes to *fit*.
+    """
+    rng = _generator(seed, 0)
+    groups: dict[bytes, list[int]] = {}
+    for place in rng.permutation(len(labels)):
+        groups.setdefault(labels[place], []).append(int(place))
+    wanted = _sizes(len(groups), shares)
+    dealt: list[list[list[int]]] = [[] for _ in shares]
+    for group in sorted(groups.values(), key=len, reverse=True):
+        missing = [1 - len(have) / max(want, 1) for have, want in zip(dealt, wanted, strict=True)]
+        dealt[missing.index(max(missing))].append(group)
+    return [
+        rng.permutation(np.asarray(list(chain.from_iterable(part)), dtype=np.int64))
+        for part in dealt
+    ]
+
+
+def _blocks(labels: Sequence[bytes], shares: tuple[int, ...], seed: int) -> list[Array]:
+    """Cut places in blocks, in their order; a block leaves out what a later one has too."""
+    del seed  # the order of the data decides
+    ends = np.cumsum(_sizes(len(labels), shares))
+    blocks: list[Array] = []
+    later: set[bytes] = set()
+    for block in reversed(np.split(np.arange(len(labels)), ends[:-1])):
+        fresh = [place for place in block if labels[place] not in later]
+        later.update(labels[place] for place in fresh)
+        blocks.insert(0, np.asarray(fresh, dtype=np.int64))
+    return blocks
+
+
+def _check_enough(found: Sequence[set[bytes]], with_judge: bool) -> None:
+    """Refuse sets with too few different samples."""
+    needed = FEWEST if with_judge else FEWEST[:2]
+    names = ("fit", "choose", "judge")
+    total = sum(map(len, found))
+    parts = ", ".join(f"{need} to {name}" for need, name in zip(needed, names, strict=False))
+    if total < sum(needed):
+        raise MisuseError(
+            f"the data has {total} different samples{'' if with_judge else ' beside the judge'}; "
+            f"at least {sum(needed)} are needed ({parts})"
+        )
+    for have, need, name in zip(found, needed, names, strict=False):
+        if len(have) < need:
+            raise MisuseError(
+                f"exact repeats leave {len(have)} different samples to {name} on, which needs "
+                f"{need}; give data with fewer repeats"
+            )
+
+
+def _check_judge(found: set[bytes]) -> None:
+    if len(found) < FEWEST[2]:
+        raise MisuseError(
+            f"the judge's data has {len(found)} different samples; at least {FEWEST[2]} are needed"
+        )
+
+
+def _shaped(array: Array, spec: InputSpec, fixed: Shape | None) -> Array:
+    """Bring an array to ``[samples, *feed shape]``."""
+    if not spec.ranked and fixed is None:
+        if array.ndim == 0:
+            raise MisuseError(f"'{spec.name}' is a single number; the first axis counts samples")
+        return array
+    wanted = spec.shape if fixed is None else fixed
+    if fits(array.shape[1:], wanted) and array.ndim:
+        return array
+    batched = batched_first(spec) if fixed is None else fixed[:1] == (1,)
+    if batched and array.ndim and fits(array.shape[1:], wanted[1:]):
+        return array[:, np.newaxis]
+    ways = [wanted, wanted[1:]] if batched else [wanted]
+    shown = " or ".join(f"[{', '.join(['samples', *_words(way)])}]" for way in ways)
+    raise MisuseError(
+        f"'{spec.name}' has shape {list(array.shape)}; the model takes {spec.describe()}, "
+        f"so give it as {shown}"
+    )
+
+
+def _words(shape: Sequence[int | None]) -> list[str]:
+    return ["any" if size is None else str(size) for size in shape]
+
+
+def _typed(array: Array, spec: InputSpec) -> Array:
+    """Convert within a family of types; never between families."""
+    if spec.kind == "other":
+        raise MisuseError(
+            f"the input {spec.describe()} holds neither numbers nor truth values; onnxpress "
+            "cannot feed it"
+        )
+    if kind(array.dtype) != spec.kind:
+        raise MisuseError(
+            f"'{spec.name}' holds {array.dtype}, the model takes {spec.dtype}; convert it "
+            "yourself if that is what you mean"
+        )
+    if spec.kind == "integer" and array.size and array.dtype != spec.dtype:
+        least, most = whole_range(spec.dtype)
+        if int(array.min()) < least or int(array.max()) > most:
+            raise MisuseError(
+                f"'{spec.name}' goes from {array.min()} to {array.max()}, and the model's "
+                f"{spec.dtype} only from {least} to {most}"
+            )
+    with np.errstate(over="ignore"):
+        return array.astype(spec.dtype, copy=False)
+
+
+def _finite(array: Array, given: Array, spec: InputSpec) -> Array:
+    """Refuse NaN and infinity, and what only the conversion made infinite."""
+    if spec.kind != "float":
+        return array
+    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1) if array.size else np.zeros(0)
+    if not bad.any():
+        return array
+    first = int(np.flatnonzero(bad)[0])
+    if np.isfinite(given[first]).all():
+        raise MisuseError(
+            f"'{spec.name}' holds values too large for {spec.dtype}, first in sample {first}"
+        )
+    raise MisuseError(
+        f"'{spec.name}' holds NaN or infinity in {int(bad.sum())} of {len(array)} samples, "
+        f"first in sample {first}; remove them"
+    )
