@@ -15,15 +15,20 @@ if TYPE_CHECKING:
 
     from onnx import AttributeProto, ModelProto, SparseTensorProto
 
-# Types that share bytes; everything else takes the whole bytes of its numpy type.
+# Types that share bytes; everything else takes the whole bytes of its numpy type. By name, because
+# an older onnx knows fewer of them.
 PACKED_BITS: dict[int, int] = {
-    TensorProto.INT2: 2,
-    TensorProto.UINT2: 2,
-    TensorProto.INT4: 4,
-    TensorProto.UINT4: 4,
-    TensorProto.FLOAT4E2M1: 4,
-    TensorProto.FLOAT6E2M3: 6,
-    TensorProto.FLOAT6E3M2: 6,
+    TensorProto.DataType.Value(name): bits
+    for name, bits in {
+        "INT2": 2,
+        "UINT2": 2,
+        "INT4": 4,
+        "UINT4": 4,
+        "FLOAT4E2M1": 4,
+        "FLOAT6E2M3": 6,
+        "FLOAT6E3M2": 6,
+    }.items()
+    if name in TensorProto.DataType.keys()  # noqa: SIM118  (an enum wrapper, not a dict)
 }
 MOST_AXES = 64  # as numpy
 MOST_ENTRIES = 1 << 58  # as numpy, for 16-byte entries
