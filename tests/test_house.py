@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,14 +11,8 @@ from pathlib import Path
 import pytest
 
 import onnxpress
+from checkout import ROOT, SOURCES, environment
 
-ROOT = Path(__file__).resolve().parents[1]
-
-SOURCES = {
-    "onnxpress_adapters": ROOT / "adapters" / "onnxpress_adapters",
-    "onnxpress_exporters": ROOT / "exporters" / "onnxpress_exporters",
-    "onnxpress": ROOT / "pipeline" / "onnxpress",
-}
 FLOORS = {package: floor for floor, package in enumerate(SOURCES, start=1)}
 HEAVY = {"torch", "onnxruntime", "onnx", "scipy"}
 
@@ -86,10 +79,9 @@ def test_the_command_line_names_no_heavy_library_at_its_top() -> None:
 
 def loaded_after(code: str) -> set[str]:
     """Run code in a fresh Python and give the top-level names of what it has imported."""
-    paths = os.pathsep.join(str(folder.parent) for folder in SOURCES.values())
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules, file=sys.stderr)"],
-        env={**os.environ, "PYTHONPATH": paths},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
