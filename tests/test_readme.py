@@ -12,7 +12,8 @@ from checkout import ROOT
 from onnxpress.cli import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CALLS = re.findall(r"^onnxpress (.+)$", README, flags=re.MULTILINE)
+BLOCKS = re.findall(r"^```\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+CALLS = re.findall(r"^onnxpress (.+)$", "".join(BLOCKS), flags=re.MULTILINE)
 
 
 def test_every_command_has_an_example() -> None:
