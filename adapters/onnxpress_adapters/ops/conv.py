@@ -157,21 +157,29 @@ def conv_transpose(node: NodeView, x: Tensor, w: Tensor, bias: Tensor | None = N
 def transposed_window(
     node: NodeView, spatial: Sequence[int], kernel: Sequence[int], grown: Sequence[int]
 ) -> Window:
-    """Read a transposed convolution's window; a wanted output shape decides the pads."""
+    """Read a transposed convolution's window; a wanted output shape decides the pads.
+
+    Where the full result is too short for an ``output_shape``, it grows at its end; for
+    ``auto_pad`` it stays short. The specification is silent here, and onnxruntime does so.
+    """
     place = window(node, spatial, kernel)
     mode = node.get("auto_pad", "NOTSET")
-    wanted = node.get("output_shape")
+    asked = node.get("output_shape")
+    wanted = asked
     if wanted is None and mode in ("SAME_UPPER", "SAME_LOWER"):
         wanted = [size * stride for size, stride in zip(spatial, place.strides, strict=True)]
     if wanted is None:
         return place
-    totals = [
+    surplus = [
         stride * (size - 1) + more + reach - want
         for stride, size, more, reach, want in zip(
             place.strides, spatial, grown, place.reach, wanted[-len(spatial) :], strict=True
         )
     ]
-    small = tuple(total // 2 for total in totals)
-    large = tuple(total - total // 2 for total in totals)
+    totals = [max(0, total) for total in surplus]
+    missing = [max(0, -total) if asked else 0 for total in surplus]
+    small = [total // 2 for total in totals]
+    large = [total - total // 2 for total in totals]
     begins, ends = (small, large) if mode == "SAME_UPPER" else (large, small)
-    return Window(place.kernel, place.strides, place.dilations, begins, ends)
+    ends = [end - more for end, more in zip(ends, missing, strict=True)]
+    return Window(place.kernel, place.strides, place.dilations, tuple(begins), tuple(ends))

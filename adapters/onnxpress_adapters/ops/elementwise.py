@@ -140,10 +140,12 @@ def pow_(node: NodeView, base: Tensor, exponent: Tensor) -> Tensor:
 
 def power(base: Tensor, exponent: Tensor) -> Tensor:
     """Raise to a power; the result has the type of the base."""
-    if exponent.is_floating_point() or base.is_floating_point():
+    if base.is_floating_point():
+        real = exponent if exponent.is_floating_point() else exponent.to(base.dtype)
+        return torch.pow(base, real).to(base.dtype)
+    if exponent.is_floating_point():
         return torch.pow(base, exponent).to(base.dtype)
-    wide = torch.pow(base.to(torch.int64), exponent.to(torch.int64))
-    return wide.to(base.dtype)
+    return torch.pow(base.to(torch.int64), exponent.to(torch.int64)).to(base.dtype)
 
 
 @converter("Mod")

@@ -19,6 +19,9 @@ from onnxpress_adapters.ops.activation import ATTRIBUTES, FUNCTIONS
 from onnxpress_adapters.ops.indexing import reversed_places
 from onnxpress_adapters.registry import converter
 
+# The numbers for which ONNX states no default and runtimes disagree.
+NEEDED = {"Affine": ("alpha", "beta"), "ScaledTanh": ("alpha", "beta")}
+
 Activation = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]
 
@@ -64,7 +67,7 @@ def activations(node: NodeView, default: Sequence[str]) -> list[list[Activation]
     ONNX strings the numbers of all activations together, and only those that take one use one up.
 
     Raises:
-        AdapterError: onnxpress does not know an activation.
+        AdapterError: onnxpress does not know an activation, or it lacks a number.
     """
     count = len(directions(node))
     names = node.get("activations") or list(default) * count
@@ -81,6 +84,10 @@ def activations(node: NodeView, default: Sequence[str]) -> list[list[Activation]
             value = next(numbers, None) if place in ATTRIBUTES[true_name] else None
             if value is not None:
                 given[place] = value
+            elif place in NEEDED.get(true_name, ()):
+                raise AdapterError(
+                    f"{node} uses {true_name} without its {place}, for which ONNX has no default"
+                )
         functions.append(_with_numbers(FUNCTIONS[true_name], given))
     size = len(default)
     return [functions[start : start + size] for start in range(0, size * count, size)]

@@ -163,7 +163,9 @@ def taps(axis: Axis, rules: Rules) -> tuple[np.ndarray, np.ndarray | None, np.nd
     weights = kernel((places - at[:, None].astype(np.float64)) * shrink, rules)
     if rules.exclude_outside:
         weights = np.where((places >= 0) & (places < axis.size), weights, 0.0)
-    weights = weights / weights.sum(1, keepdims=True)
+    total = weights.sum(1, keepdims=True)
+    # Nothing inside: the output is extrapolated, and zeros keep NaN out of gradients.
+    weights = weights / np.where(total == 0, 1.0, total)
     return places.clip(0, axis.size - 1).astype(np.int64), weights, inside
 
 
@@ -184,7 +186,8 @@ def resized(node: NodeView, x: Tensor, axes: Sequence[Axis], rules: Rules) -> Te
     result = x if x.is_floating_point() or rules.mode == "nearest" else x.to(torch.float32)
     crops = rules.coordinates == "tf_crop_and_resize"
     for axis in axes:
-        if axis.count == axis.size and axis.scale == 1 and not crops:
+        if axis.count == axis.size and axis.scale == 1:
+            # A region of interest has no say here either: so onnxruntime does it.
             continue
         places, weights, inside = taps(axis, rules)
         shape = [1] * x.dim()
@@ -208,12 +211,16 @@ def _weighted(
     return result
 
 
+def rounded_down(size: int, scale: float) -> int:
+    """Scale a size; in float32, as onnxruntime does, where five times 0.6 is three."""
+    return math.floor(np.float32(size) * np.float32(scale))
+
+
 def scaled_axes(x: Tensor, scales: Sequence[float]) -> list[Axis]:
     """Give one axis per scale, over all axes of ``x``; sizes are rounded down."""
     sized = zip(x.shape, scales, strict=True)
-    # The product is rounded to float32 first, as onnxruntime does: 5 * 0.6 is 3.
     return [
-        Axis(place, size, int(np.floor(np.float32(size) * np.float32(scale))), float(scale))
+        Axis(place, size, rounded_down(size, scale), float(scale))
         for place, (size, scale) in enumerate(sized)
     ]
 
@@ -277,13 +284,8 @@ def resize(
         corners = region.reshape(-1).astype(np.float64).tolist()
         starts, ends = corners[: len(places)], corners[len(places) :]
     if scales is not None and scales.size:
-        ratios = scales.reshape(-1).tolist()
-        shares = [end - start for start, end in zip(starts, ends, strict=True)]
-        # The product is rounded to float32 first, as onnxruntime does: 5 * 0.6 is 3.
-        counts = [
-            math.floor(np.float32(size) * np.float32(share) * np.float32(ratio))
-            for size, share, ratio in zip(inputs, shares, ratios, strict=True)
-        ]
+        ratios = [float(scale) for scale in scales.reshape(-1)]
+        counts = [rounded_down(size, ratio) for size, ratio in zip(inputs, ratios, strict=True)]
     elif sizes is not None and sizes.size:
         counts, ratios = _kept_aspect(node, inputs, numbers(sizes))
     else:
