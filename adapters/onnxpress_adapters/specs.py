@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from onnx import TensorProto, helper
 
 from onnxpress_adapters.errors import AdapterError, BrokenModelError
 
 if TYPE_CHECKING:
-    import numpy as np
     from onnx import ModelProto, ValueInfoProto
 
 Kind = Literal["float", "integer", "bool", "other"]
@@ -28,6 +28,8 @@ class ValueSpec:
             for one; as long as ``shape``, or empty.
         ranked: False where the model says nothing about the shape, not even how many dimensions
             there are; ``shape`` is ``()`` then.
+        holds: ``"tensor"``, or for an output also ``"sequence"``, ``"map"``, ``"optional"``,
+            ``"sparse tensor"``, ``"opaque"``; its type is object then.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ValueSpec:
     dtype: np.dtype[Any]
     symbols: tuple[str | None, ...] = ()
     ranked: bool = True
+    holds: str = "tensor"
 
     @property
     def kind(self) -> Kind:
@@ -48,6 +51,8 @@ class ValueSpec:
         >>> InputSpec("x", (None, 3, None), np.dtype("float32"), ("batch", None, None)).describe()
         'x float32[batch,3,?]'
         """
+        if self.holds != "tensor":
+            return f"{self.name} {self.holds}"
         words = "string" if self.dtype.kind == "O" else self.dtype.name
         if not self.ranked:
             return f"{self.name} {words} of any shape"
@@ -76,20 +81,22 @@ def specs(model: ModelProto) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, .
     weight, not an input.
 
     Raises:
-        AdapterError: an input or output is a sequence, map, optional or sparse tensor.
+        AdapterError: an input is a sequence, a map, an optional or a sparse tensor.
         BrokenModelError: an input or output has no type.
     """
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {tensor.values.name for tensor in graph.sparse_initializer}
-    return (
-        tuple(
-            InputSpec(*_read(value, "input"))
-            for value in graph.input
-            if value.name not in constants
-        ),
-        tuple(OutputSpec(*_read(value, "output")) for value in graph.output),
+    inputs = tuple(
+        InputSpec(*_read(value, "input")) for value in graph.input if value.name not in constants
     )
+    for spec in inputs:
+        if spec.holds != "tensor":
+            raise AdapterError(
+                f"input '{spec.name}' is a {spec.holds}; onnxpress works with models whose inputs "
+                "are plain tensors"
+            )
+    return inputs, tuple(OutputSpec(*_read(value, "output")) for value in graph.output)
 
 
 def batched_first(spec: ValueSpec) -> bool:
@@ -127,14 +134,12 @@ def whole_range(dtype: np.dtype[Any]) -> tuple[int, int]:
 
 def _read(
     value: ValueInfoProto, role: str
-) -> tuple[str, tuple[int | None, ...], np.dtype[Any], tuple[str | None, ...], bool]:
+) -> tuple[str, tuple[int | None, ...], np.dtype[Any], tuple[str | None, ...], bool, str]:
     """Give the fields of a spec, in their order."""
     held = value.type.WhichOneof("value")
     if held is not None and held != "tensor_type":
-        raise AdapterError(
-            f"{role} '{value.name}' is a {held.removesuffix('_type').replace('_', ' ')}; "
-            "onnxpress works with models whose inputs and outputs are plain tensors"
-        )
+        word = held.removesuffix("_type").replace("_", " ")
+        return value.name, (), np.dtype(object), (), False, word
     tensor = value.type.tensor_type
     if held is None or tensor.elem_type == TensorProto.UNDEFINED:
         raise BrokenModelError(f"{role} '{value.name}' has no type; export the model again")
@@ -148,4 +153,4 @@ def _read(
     dims = tensor.shape.dim
     shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in dims)
     symbols = tuple(dim.dim_param or None for dim in dims)
-    return value.name, shape, dtype, symbols, tensor.HasField("shape")
+    return value.name, shape, dtype, symbols, tensor.HasField("shape"), "tensor"

@@ -74,9 +74,23 @@ def test_types_beyond_numpy() -> None:
     assert (second.kind, second.describe()) == ("other", "words string[2]")
 
 
-def test_a_sequence_is_refused() -> None:
+def sequence(name: str) -> ValueInfoProto:
     held = helper.make_tensor_type_proto(TensorProto.FLOAT, [2])
-    value = helper.make_value_info("frames", helper.make_sequence_type_proto(held))
+    return helper.make_value_info(name, helper.make_sequence_type_proto(held))
+
+
+def test_a_sequence_among_the_outputs_is_listed() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2])
+    (output,) = specs(model([x], [sequence("frames")]))[1]
+    assert (output.holds, output.kind, output.describe()) == (
+        "sequence",
+        "other",
+        "frames sequence",
+    )
+
+
+def test_a_sequence_among_the_inputs_is_refused() -> None:
+    value = sequence("frames")
     with pytest.raises(AdapterError, match="input 'frames' is a sequence; onnxpress works with"):
         specs(model([value]))
 
