@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxpress_adapters.errors import AdapterError
+from onnxpress_adapters.specs import kind
 
 KEPT_BYTES = 64 << 20
 STILL = 1e-12  # variance over power below which an output is taken not to vary
@@ -73,11 +74,6 @@ class Distance:
     samples: int
 
 
-def is_float(array: np.ndarray) -> bool:
-    """Say whether an output counts for the distance: floating point, bfloat16 included."""
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-
-
 class DistanceMeter:
     """Accumulates the distance batch by batch, in float64.
 
@@ -127,7 +123,7 @@ class DistanceMeter:
         if len(counts) > 1:
             raise AdapterError(f"the outputs of one batch hold {sorted(counts)} samples each")
         for name, old, new in zip(self.names, reference, candidate, strict=True):
-            if is_float(old):
+            if kind(old.dtype) == "float":
                 self._add_float(name, old, new)
             else:
                 self._entries.add(old, new)

@@ -11,14 +11,12 @@ import numpy as np
 from onnx import numpy_helper
 
 from onnxpress_adapters.errors import BrokenModelError
+from onnxpress_adapters.specs import kind
 from onnxpress_adapters.walk import constants, graphs
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
-FLOATS = frozenset(
-    {"float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"},
-)
 PASS_ON = frozenset({"Identity", "Transpose", "Cast", "Reshape", "DequantizeLinear"})
 WEIGHTED = frozenset(
     {
@@ -46,26 +44,26 @@ def check_finite(model: ModelProto) -> None:
     """
     for _, graph in graphs(model):
         for name, tensor in constants(graph):
-            kind = _trouble(tensor)
-            if kind and ((kind == "NaN" and tensor.dims) or _is_weight(model, name)):
+            trouble = _trouble(tensor)
+            if trouble and ((trouble == "NaN" and tensor.dims) or _is_weight(model, name)):
                 raise BrokenModelError(
-                    f"weight '{name}' holds {kind}; repair the model, nothing can be measured on it"
+                    f"weight '{name}' holds {trouble}; nothing can be measured on such a model"
                 )
 
 
 def _trouble(tensor: TensorProto) -> str | None:
     array = numpy_helper.to_array(tensor)
-    if array.dtype.name not in FLOATS:
+    if kind(array.dtype) != "float":
         return None
-    kind = None
+    trouble = None
     flat = array.reshape(-1)
     for start in range(0, flat.size, CHUNK):
         part = flat[start : start + CHUNK]
         if not np.isfinite(part).all():
             if np.isnan(part).any():
                 return "NaN"
-            kind = "an infinite value"
-    return kind
+            trouble = "an infinite value"
+    return trouble
 
 
 def _is_weight(model: ModelProto, name: str) -> bool:

@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, TensorProto, helper, numpy_helper
 
 from onnxpress_adapters.errors import BrokenModelError
 from onnxpress_adapters.walk import holders, is_constant
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onnx import FunctionProto, ModelProto, NodeProto, SparseTensorProto
+
+FREE_INITIALIZERS = 4  # the first IR version whose initializers need not be graph inputs
 
 
 def to_dense(sparse: SparseTensorProto, name: str = "") -> TensorProto:
@@ -101,8 +103,9 @@ def sparse_constants(model: ModelProto) -> Iterator[SparseTensorProto]:
 def make_dense(model: ModelProto) -> None:
     """Turn the sparse constants of a model into dense ones, in the model given.
 
-    A sparse initializer follows the dense ones of its graph; a Constant node stays where it is and
-    holds a ``value`` instead of a ``sparse_value``.
+    A sparse initializer follows the dense ones of its graph, in the order of the file; a Constant
+    node stays where it is and holds a ``value`` instead of a ``sparse_value``. Up to IR version 3
+    an initializer must be a graph input too, and becomes one where it is not.
 
     Args:
         model: changed in place.
@@ -110,6 +113,13 @@ def make_dense(model: ModelProto) -> None:
     Raises:
         BrokenModelError: a sparse constant contradicts itself.
     """
+    if model.ir_version < FREE_INITIALIZERS:
+        known = {value.name for value in model.graph.input}
+        model.graph.input.extend(
+            helper.make_tensor_value_info(s.values.name, s.values.data_type, list(s.dims))
+            for s in model.graph.sparse_initializer
+            if s.values.name not in known
+        )
     for _, holder in holders(model):
         if isinstance(holder, GraphProto):
             holder.initializer.extend(to_dense(sparse) for sparse in holder.sparse_initializer)

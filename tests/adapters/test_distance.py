@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -12,23 +9,9 @@ import pytest
 
 from onnxpress_adapters.distance import Distance, DistanceMeter
 from onnxpress_adapters.errors import AdapterError
+from zoo_beside import load_zoo
 
-ZOO = Path(__file__).parents[2].parent / "shared" / "zoo" / "zoo.py"
 Arrays = Sequence[np.ndarray]
-
-
-@pytest.fixture(scope="module")
-def zoo_distances() -> Callable[..., dict[str, Any]]:
-    if not ZOO.exists():
-        pytest.skip("the zoo (../shared/zoo) is not beside this checkout")
-    spec = importlib.util.spec_from_file_location("zoo_for_distances", ZOO)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    found: Callable[..., dict[str, Any]] = module.distances
-    return found
 
 
 def measure(reference: Arrays, candidate: Arrays, batch: int = 7, **options: Any) -> Distance:
@@ -61,7 +44,7 @@ def test_a_case_by_hand() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 5, 40])
-def test_it_agrees_with_the_zoo(batch: int, zoo_distances: Callable[..., dict[str, Any]]) -> None:
+def test_it_agrees_with_the_zoo(batch: int) -> None:
     constant = np.full((40, 2), 5.0, np.float32)
     pairs: list[tuple[np.ndarray, np.ndarray]] = [
         pair(40, 10),
@@ -71,7 +54,7 @@ def test_it_agrees_with_the_zoo(batch: int, zoo_distances: Callable[..., dict[st
         (np.arange(40), np.arange(40) + 1),
     ]
     olds, news = zip(*pairs, strict=True)
-    expected = zoo_distances(
+    expected = load_zoo().distances(
         lambda k: [a[k : k + 1] for a in olds], lambda k: [a[k : k + 1] for a in news], range(40)
     )
     for kept in (1 << 20, 0):
@@ -83,11 +66,9 @@ def test_it_agrees_with_the_zoo(batch: int, zoo_distances: Callable[..., dict[st
         assert found.changed_integers == 1.0
 
 
-def test_it_agrees_with_the_zoo_where_shapes_change(
-    zoo_distances: Callable[..., dict[str, Any]],
-) -> None:
+def test_it_agrees_with_the_zoo_where_shapes_change() -> None:
     olds, news = zip(*(pair(1, 2 + k % 3, 4, seed=k) for k in range(9)), strict=True)
-    expected = zoo_distances(lambda k: [olds[k]], lambda k: [news[k]], range(9))
+    expected = load_zoo().distances(lambda k: [olds[k]], lambda k: [news[k]], range(9))
     meter = DistanceMeter(["boxes"])
     for old, new in zip(olds, news, strict=True):
         meter.add([old], [new])

@@ -1,0 +1,302 @@
+"""A pressed model as a file: the original with other constants, and nothing else changed.
+
+``patch`` works on the original proto, never on a re-export, so names, order, opset, metadata,
+dynamic axes and every constant that did not change stay as they were. ``write`` puts the result on
+disk whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
+
+from onnxpress_adapters.errors import ExportError
+from onnxpress_adapters.tensors import every_tensor
+from onnxpress_adapters.walk import STANDARD_DOMAINS, constant_value, graphs, is_constant
+from onnxpress_exporters.sparse import can_be_smaller, is_smaller, to_sparse, why_not_sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from onnx import GraphProto, NodeProto, SparseTensorProto
+
+    from onnxpress_adapters.weights import WeightKey
+
+Form = Literal["auto", "dense", "sparse"]
+
+MOST_PROTOBUF_BYTES = 2**31 - 1
+SPARSE_CONSTANT = 11  # the first opset whose Constant node knows sparse_value
+
+
+@dataclass(frozen=True, eq=False)
+class Patched:
+    """A model with changed constants.
+
+    Attributes:
+        model: the patched copy.
+        forms: how each changed constant is written: ``"dense"`` or ``"sparse"``.
+        reasons: why a constant is dense although a sparse form was welcome.
+    """
+
+    model: ModelProto
+    forms: Mapping[WeightKey, str]
+    reasons: Mapping[WeightKey, str]
+
+
+def patch(
+    original: ModelProto, changed: Mapping[WeightKey, np.ndarray], form: Form = "auto"
+) -> Patched:
+    """Put new values into a copy of a model.
+
+    Args:
+        original: with all data inline, as ``read_model`` gives it; untouched.
+        changed: new values, in the shape of the constants; cast to their element types. A constant
+            that is listed with the values it has may still become sparse.
+        form: ``"sparse"`` wherever that is legal, ``"dense"`` everywhere, or per constant whichever
+            takes fewer bytes.
+
+    Returns:
+        The copy, and how each constant is written in it. Initializers stay where they are when
+        dense, and leave the list of dense ones when sparse; a Constant node keeps its place, except
+        below opset 11, which has no sparse Constant: there a sparse initializer replaces it.
+
+    Raises:
+        ExportError: a key names no constant, a shape differs, or a value is too large for the
+            constant's element type.
+    """
+    for where, tensor in every_tensor(original):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise ExportError(f"{where} keeps its data in another file; read it with read_model")
+    model = ModelProto()
+    model.CopyFrom(original)
+    patcher = _Patcher(form, _opset(model))
+    for path, graph in list(graphs(model)):
+        patcher.graph(graph, {k.name: (k, array) for k, array in changed.items() if k.path == path})
+    lost = [str(key) for key in changed if key not in patcher.forms]
+    if lost:
+        raise ExportError(f"the model has no dense constant called {', '.join(sorted(lost))}")
+    return Patched(model, patcher.forms, patcher.reasons)
+
+
+def _opset(model: ModelProto) -> int:
+    versions = [o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS]
+    return versions[0] if versions else 1
+
+
+class _Patcher:
+    """Patches graph after graph and remembers what it did with each constant."""
+
+    def __init__(self, form: Form, opset: int) -> None:
+        self.forms: dict[WeightKey, str] = {}
+        self.reasons: dict[WeightKey, str] = {}
+        self._form = form
+        self._opset = opset
+
+    def graph(self, graph: GraphProto, wanted: Mapping[str, tuple[WeightKey, np.ndarray]]) -> None:
+        """Patch one graph, in place; ``wanted`` are keys and new values by name."""
+        if not wanted:
+            return
+        outputs = {value.name for value in graph.output}
+        gone = []
+        for place, tensor in enumerate(graph.initializer):
+            if tensor.name in wanted:
+                key, array = wanted[tensor.name]
+                array = fitted(key, tensor, array)
+                dense = _with_data(tensor, array)
+                sparse = self._sparse(key, dense, array, tensor.name in outputs)
+                if sparse is not None and self._take(key, is_smaller(sparse, dense)):
+                    graph.sparse_initializer.append(sparse)
+                    gone.append(place)
+                elif not _same_bits(tensor, array):
+                    tensor.CopyFrom(dense)
+        for place in reversed(gone):
+            del graph.initializer[place]
+        gone = []
+        for place, node in enumerate(graph.node):
+            if is_constant(node) and node.output and node.output[0] in wanted:
+                key, array = wanted[node.output[0]]
+                if self._node(graph, node, key, array, node.output[0] in outputs):
+                    gone.append(place)
+        for place in reversed(gone):
+            del graph.node[place]
+
+    def _node(
+        self, graph: GraphProto, node: NodeProto, key: WeightKey, array: np.ndarray, output: bool
+    ) -> bool:
+        """Patch a Constant node; say whether a sparse initializer replaces it."""
+        tensor = constant_value(node)
+        if tensor is None:
+            return False
+        array = fitted(key, tensor, array)
+        dense = _with_value(node, _with_data(tensor, array))
+        sparse = self._sparse(key, tensor, array, output)
+        if sparse is not None:
+            if self._opset < SPARSE_CONSTANT:
+                sparse.values.name = node.output[0]
+                if self._take(key, is_smaller(sparse, dense)):
+                    graph.sparse_initializer.append(sparse)
+                    return True
+            else:
+                sparse_node = _with_value(node, sparse)
+                if self._take(key, is_smaller(sparse_node, dense)):
+                    node.CopyFrom(sparse_node)
+                    return False
+        if not _same_bits(tensor, array):
+            node.CopyFrom(dense)
+        return False
+
+    def _sparse(
+        self, key: WeightKey, tensor: TensorProto, array: np.ndarray, output: bool
+    ) -> SparseTensorProto | None:
+        """Make the sparse form where it is legal and has a chance; note why not otherwise."""
+        self.forms[key] = "dense"
+        if self._form == "dense":
+            return None
+        reason = why_not_sparse(tensor.data_type, tensor.dims)
+        if output:
+            # onnxruntime would answer with a SparseTensor, and refuse it in a body.
+            reason = "it is an output of its graph"
+        elif not reason and self._form == "auto" and not can_be_smaller(array):
+            reason = "dense is smaller"
+        if reason:
+            self.reasons[key] = reason
+            return None
+        sparse = to_sparse(tensor.name, array)
+        _copy_notes(tensor, sparse.values)
+        return sparse
+
+    def _take(self, key: WeightKey, smaller: bool) -> bool:
+        """Note which form a constant takes; say whether it is the sparse one."""
+        if smaller or self._form == "sparse":
+            self.forms[key] = "sparse"
+            return True
+        self.reasons[key] = "dense is smaller"
+        return False
+
+
+def fitted(key: WeightKey, tensor: TensorProto, array: np.ndarray) -> np.ndarray:
+    """Cast new values to the element type of a constant.
+
+    Args:
+        key: what a message calls the constant.
+        tensor: the constant; its shape and element type hold.
+        array: real, in the same shape.
+
+    Raises:
+        ExportError: the shape differs, or a finite value becomes infinite.
+    """
+    if array.shape != tuple(tensor.dims):
+        raise ExportError(
+            f"new values of shape {list(array.shape)} do not fit constant '{key}' "
+            f"of shape {list(tensor.dims)}"
+        )
+    wanted = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    if array.dtype == wanted:
+        return array
+    with np.errstate(over="ignore"):
+        cast: np.ndarray = array.astype(wanted)
+    if array.dtype.kind == "f" and not np.array_equal(np.isfinite(array), np.isfinite(cast)):
+        raise ExportError(f"a new value of constant '{key}' is too large for its type, {wanted}")
+    return cast
+
+
+def _same_bits(tensor: TensorProto, array: np.ndarray) -> bool:
+    return numpy_helper.to_array(tensor).tobytes() == array.tobytes()
+
+
+def _with_data(tensor: TensorProto, array: np.ndarray) -> TensorProto:
+    """Give a constant with other data; name, shape, type and notes stay."""
+    new = numpy_helper.from_array(array)
+    if tensor.HasField("name"):
+        new.name = tensor.name
+    _copy_notes(tensor, new)
+    return new
+
+
+def _copy_notes(tensor: TensorProto, new: TensorProto) -> None:
+    if tensor.HasField("doc_string"):
+        new.doc_string = tensor.doc_string
+    new.metadata_props.extend(tensor.metadata_props)
+
+
+def _with_value(node: NodeProto, value: TensorProto | SparseTensorProto) -> NodeProto:
+    """Give a Constant node with another value, in the form it had where that can hold it."""
+    new = onnx.NodeProto()
+    new.CopyFrom(node)
+    (old,) = (a for a in new.attribute if a.name.startswith(("value", "sparse_value")))
+    if isinstance(value, TensorProto) and old.name != "value":
+        numbers = numpy_helper.to_array(value)
+        kept = helper.make_attribute(old.name, numbers.tolist(), attr_type=old.type)
+    elif isinstance(value, TensorProto):
+        kept = AttributeProto(name="value", type=AttributeProto.TENSOR, t=value)
+    else:
+        kind = AttributeProto.SPARSE_TENSOR
+        kept = AttributeProto(name="sparse_value", type=kind, sparse_tensor=value)
+    if old.HasField("doc_string"):
+        kept.doc_string = old.doc_string
+    old.CopyFrom(kept)
+    return new
+
+
+def write(model: ModelProto, path: Path) -> int:
+    """Write a model so that the file is either all there or as it was before.
+
+    The bytes go to a new file in the same folder, reach the disk, and only then take the name.
+
+    Args:
+        model: all data inline.
+        path: of the new file; an older one is replaced. A symbolic link is followed.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        ExportError: the model is unsound or over 2 GiB, or the folder is missing or cannot be
+            written to. No partial file stays and an older file is untouched.
+    """
+    size = model.ByteSize()
+    if size > MOST_PROTOBUF_BYTES:
+        raise ExportError(f"the model takes {size} bytes and one ONNX file can hold 2 GiB")
+    data = model.SerializeToString()
+    try:
+        onnx.checker.check_model(data, full_check=False)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the patched model is unsound: {str(error).splitlines()[0]}") from error
+    target = path.resolve()
+    folder = target.parent
+    if not folder.is_dir():
+        raise ExportError(f"cannot write {path}: there is no folder {folder}; make it first")
+    if target.is_dir():
+        raise ExportError(f"cannot write {path}: it is a folder; name a file in it")
+    temporary = folder / f".{target.name}.{secrets.token_hex(8)}.tmp"
+    try:
+        with ExitStack() as stack:
+            stack.callback(temporary.unlink, missing_ok=True)  # runs on Ctrl-C as well
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)  # noqa: PTH105  (what tests let fail)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
+    _sync_folder(folder)
+    return len(data)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut, where the system can promise that."""
+    # The file is complete by now: a file system that cannot sync a folder is no reason to fail.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
