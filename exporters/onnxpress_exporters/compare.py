@@ -224,7 +224,8 @@ def _samples(runner: Runner, feed: Feed, names: Sequence[str], batched: bool) ->
     its answers get the batch of 1 back that each sample's own answer has.
     """
     if not batched:
-        answers = runner.run({name: array[0] for name, array in feed.items()}, names)
+        # asarray: a sample of a scalar input is a numpy number, which onnxruntime does not take.
+        answers = runner.run({name: np.asarray(array[0]) for name, array in feed.items()}, names)
         return [answer[None] for answer in answers]
     answers = runner.run({name: array[:, 0] for name, array in feed.items()}, names)
     return [answer[:, None] for answer in answers]

@@ -13,7 +13,7 @@ from onnxpress_adapters.errors import ExportError, MisuseError
 from onnxpress_adapters.weights import WeightKey
 from onnxpress_exporters.compare import CPU, Runner, compare, first_line
 from onnxpress_exporters.write import patch, write
-from small_models import model, perceptron, thinned, value
+from small_models import branching, model, perceptron, thinned, value
 from zoo_beside import load_zoo
 
 W1 = WeightKey((), "w1")
@@ -84,6 +84,16 @@ def test_a_free_dimension_that_is_no_batch_runs_one_by_one(made: ModelProto) -> 
 
 def test_one_model_without_a_batch_is_enough_to_run_one_by_one() -> None:
     assert not compare(perceptron(), pressed(batch=1), samples()).batched
+
+
+def test_scalar_inputs_and_weights_in_branches() -> None:
+    original = branching(thinned(16, 4, density=1.0), as_node=True)
+    key = WeightKey(("choose[0].then_branch",), "w")
+    new = patch(original, {key: thinned(16, 4, density=0.1)}).model
+    feeds = samples(6) | {"c": np.array([True, False] * 3)}
+    found = compare(original, new, feeds)
+    assert not found.batched
+    assert (found.distance.per_output[0].errors > 0).tolist() == [True, False] * 3
 
 
 def test_selected_outputs() -> None:
