@@ -227,16 +227,15 @@ class _Float:
         if not count or not self.same_shape:
             return
         centre = old.mean(0)
-        if self.mean is None:
-            self.mean = np.zeros_like(centre)
-        if self.mean.shape != centre.shape:
+        mean = np.zeros_like(centre) if self.mean is None else self.mean
+        if mean.shape != centre.shape:
             self.same_shape, self.mean = False, None
             return
-        step = centre - self.mean
+        step = centre - mean
         total = self.samples + count
         self.scatter += float(((old - centre) ** 2).sum())
         self.scatter += float((step**2).sum()) * self.samples * count / total
-        self.mean = self.mean + step * (count / total)
+        self.mean = mean + step * (count / total)
         self.samples = total
 
     def distance(self, name: str, exact: bool) -> OutputDistance:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 from onnx import ModelProto
-from onnxruntime.capi import onnxruntime_pybind11_state as state
+from onnxruntime.capi import (
+    onnxruntime_pybind11_state as state,  # pyright: ignore[reportAttributeAccessIssue]  # compiled
+)
 
 from onnxpress_adapters.distance import Distance, DistanceMeter
 from onnxpress_adapters.errors import ExportError, MisuseError
@@ -125,7 +127,7 @@ class Runner:
             ExportError: onnxruntime cannot run this feed.
         """
         try:
-            answers: list[Any] = self._session.run(list(outputs or self.outputs), dict(feed))
+            answers: Any = self._session.run(list(outputs or self.outputs), dict(feed))
         except REFUSALS as error:
             raise ExportError(f"onnxruntime cannot run the model: {first_line(error)}") from error
         return [np.asarray(answer) for answer in answers]

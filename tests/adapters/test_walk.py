@@ -4,7 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    helper,
+    numpy_helper,
+)
 
 from onnxpress_adapters.walk import constants, graphs
 
@@ -18,7 +26,7 @@ def body(name: str, *nodes: NodeProto, weight: str = "w") -> GraphProto:
     return helper.make_graph([*nodes, last], name, [], [out], [initializer])
 
 
-def branch(name: str, **bodies: GraphProto) -> NodeProto:
+def branch(name: str, **bodies: Any) -> NodeProto:
     return helper.make_node("If", ["c"], [f"{name}_out"], name=name, **bodies)
 
 
@@ -82,8 +90,7 @@ def test_every_form_of_a_constant_node(form: str, value: Any, expected: np.ndarr
 
 def test_empty_lists_keep_their_type() -> None:
     node = helper.make_node("Constant", [], ["k"])
-    attribute = node.attribute.add()
-    attribute.name, attribute.type = "value_floats", 6
+    node.attribute.append(AttributeProto(name="value_floats", type=AttributeProto.FLOATS))
     ((_, tensor),) = constants(model(node).graph)
     assert numpy_helper.to_array(tensor).shape == (0,)
 
