@@ -142,10 +142,23 @@ def power(base: Tensor, exponent: Tensor) -> Tensor:
     """Raise to a power; the result has the type of the base."""
     if base.is_floating_point():
         real = exponent if exponent.is_floating_point() else exponent.to(base.dtype)
-        return torch.pow(base, real).to(base.dtype)
+        return _real_power(base, real).to(base.dtype)
     if exponent.is_floating_point():
         return torch.pow(base, exponent).to(base.dtype)
     return torch.pow(base.to(torch.int64), exponent.to(torch.int64)).to(base.dtype)
+
+
+def _real_power(base: Tensor, exponent: Tensor) -> Tensor:
+    """Raise to a power, with an exponent that moves only where the base is positive.
+
+    Elsewhere its derivative does not exist, and one NaN there would spoil those of all weights:
+    models write a square as ``Pow(x, 2)``, with the 2 among their constants.
+    """
+    if not exponent.requires_grad:
+        return torch.pow(base, exponent)
+    positive = base > 0
+    moving = torch.pow(torch.where(positive, base, 1.0), exponent)
+    return torch.where(positive, moving, torch.pow(base, exponent.detach()))
 
 
 @converter("Mod")
