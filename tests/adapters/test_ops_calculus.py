@@ -1,4 +1,4 @@
-"""Converters can be vectorised over any input and differentiated in every float one."""
+"""Converters stay on their device, and can be vectorised and differentiated."""
 
 from collections.abc import Sequence
 
@@ -45,6 +45,40 @@ def test_vmap_over_each_input_is_the_loop(operator: str) -> None:
             for fast, slow in zip(vectorised, looped, strict=True):
                 if not (fast.is_floating_point() and fast.dtype.itemsize == 1):
                     torch.testing.assert_close(fast, slow, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+def run_on(device: str, case: Case) -> tuple[list[Tensor], list[Tensor]]:
+    """Run a case on the CPU and on another device."""
+    prepared = case.prepared(case.sets[0][0])
+    changes = {place: prepared.arguments[place].to(device) for place in prepared.tensors()}
+    return list(prepared.with_({})), list(prepared.with_(changes))
+
+
+@pytest.mark.parametrize("operator", sorted(by_operator()))
+def test_a_tensor_without_values_is_enough_for_shape_and_type(operator: str) -> None:
+    """Whatever reads a value on the host, or mixes devices, fails on the device ``meta``."""
+    for case in by_operator()[operator]:
+        for here, there in zip(*run_on("meta", case), strict=True):
+            assert (there.shape, there.dtype) == (here.shape, here.dtype)
+            assert there.device.type == "meta" or not case.prepared(case.sets[0][0]).tensors()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("operator", sorted(by_operator()))
+def test_cuda_answers_as_the_cpu(operator: str) -> None:
+    for case in by_operator()[operator]:
+        tensors = case.prepared(case.sets[0][0]).tensors()
+        for here, there in zip(*run_on("cuda", case), strict=True):
+            assert there.device.type == "cuda" or not tensors
+            exact = not here.is_floating_point()
+            torch.testing.assert_close(
+                there.cpu().to(torch.float64),
+                here.to(torch.float64),
+                equal_nan=True,
+                rtol=0.0 if exact else 1e-3,
+                atol=0.0 if exact else 1e-4,
+            )
 
 
 STEPS = "a step: the derivative is zero where it exists, and no difference quotient shows it"

@@ -83,7 +83,7 @@ def answer(chosen: Row) -> list[Array]:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return list(session.run(None, given))
+    return [np.asarray(value) for value in session.run(None, given)]
 
 
 def check(chosen: Row) -> None:
