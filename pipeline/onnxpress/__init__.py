@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnxpress.press import Job, compress
     from onnxpress.recipe import load_recipe
-    from onnxpress.report import Report, Verdict
+    from onnxpress.report import Report
     from onnxpress.search import Search
     from onnxpress.step import Chain, Only
     from onnxpress.steps.greedy import Greedy
     from onnxpress.steps.iht import Iht
     from onnxpress.steps.magnitude import Magnitude
     from onnxpress.steps.repair import Repair
+    from onnxpress.verdict import Verdict
 
 __version__ = "0.1.0"
 
@@ -49,7 +50,7 @@ _HOMES = {
     "Repair": "onnxpress.steps.repair",
     "Report": "onnxpress.report",
     "Search": "onnxpress.search",
-    "Verdict": "onnxpress.report",
+    "Verdict": "onnxpress.verdict",
     "compress": "onnxpress.press",
     "load_recipe": "onnxpress.recipe",
 }

@@ -1,0 +1,453 @@
+"""What a run found, for people, for machines and for a browser."""
+
+from __future__ import annotations
+
+import html
+import zlib
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from onnxpress import __version__
+from onnxpress.verdict import CONFIDENCE, Decision, OutputRow, Verdict, percent, words
+from onnxpress_adapters.prunable import Prunable, prunable
+from onnxpress_adapters.tensors import every_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from onnxpress.problem import Tolerance
+    from onnxpress_adapters.distance import Distance
+    from onnxpress_adapters.weights import WeightKey
+
+GZIP_LEVEL = 6
+GZIP_FORMAT = 31  # zlib's word for a gzip header around the largest window
+PIECE = 1 << 20
+MOST_ROWS = 12
+"""Weights the text names; the JSON and the HTML name all."""
+
+HEADLINES: Mapping[Verdict, str] = {
+    "within": "within",
+    "exceeded": "outside",
+    "undecided": "undecided, perhaps outside",
+    "nonfinite": "outside",
+}
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """How large a model is, its data files included.
+
+    Attributes:
+        size_bytes: as it is.
+        gzip_bytes: after gzip at level 6.
+    """
+
+    size_bytes: int
+    gzip_bytes: int
+
+    @classmethod
+    def of(cls, model: Path | bytes) -> FileSize:
+        """Measure a file that ``read_model`` took, or the bytes that would be one."""
+        if isinstance(model, bytes):
+            return cls(len(model), _gzipped([model]))
+        files = [model, *_data_files(model)]
+        return cls(sum(f.stat().st_size for f in files), sum(_gzipped(_pieces(f)) for f in files))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The original and the pressed model on disk."""
+
+    original: FileSize
+    pressed: FileSize
+
+    def json(self) -> dict[str, int]:
+        """Give the four numbers."""
+        return {
+            "original": self.original.size_bytes,
+            "pressed": self.pressed.size_bytes,
+            "original_gzip": self.original.gzip_bytes,
+            "pressed_gzip": self.pressed.gzip_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """How many inputs each set held."""
+
+    fit: int
+    choose: int
+    judge: int
+
+
+@dataclass(frozen=True)
+class Closest:
+    """The candidate nearest to the tolerance, where none was within.
+
+    Attributes:
+        sparsity: zeros over all prunable weights, 0 to 1.
+        distance: in the terms of the tolerance (a share of the variance, or absolute).
+    """
+
+    sparsity: float
+    distance: float
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One prunable weight, before and after.
+
+    Attributes:
+        name: the weight's key.
+        operator: of the first node that uses it.
+        shape: in the file.
+        elements: how many entries it has.
+        zeros_before: in the original.
+        zeros_after: in the pressed model.
+        form: how it is written, ``"dense"`` or ``"sparse"``; empty where that is not known.
+    """
+
+    name: str
+    operator: str
+    shape: tuple[int, ...]
+    elements: int
+    zeros_before: int
+    zeros_after: int
+    form: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a run found and everything needed to run it again.
+
+    Attributes:
+        model: the original.
+        pressed: the file that was judged or would have been written; None where there is no name.
+        out: what was written; None where nothing was.
+        decision: the verdict and what it rests on.
+        distance: as onnxruntime measured it on the judge's samples.
+        tolerance: the promise, or None.
+        sparsity: zeros over all prunable weights of the pressed model.
+        original_sparsity: likewise of the original.
+        sizes: on disk.
+        seconds: from start to end.
+        seed: the only source of chance.
+        device: where the steps ran; empty for a mere verification.
+        providers: what onnxruntime ran both models with.
+        samples: how many were seen.
+        batching: how samples went through the network.
+        judged: how many candidates the judge saw.
+        closest: the nearest that could be reached, where nothing was within.
+        layers: a row per prunable weight.
+        steps: the chain that ran; empty for a mere verification.
+        log: a line per event.
+        notes: what a reader should know.
+    """
+
+    model: Path
+    pressed: Path | None
+    out: Path | None
+    decision: Decision
+    distance: Distance
+    tolerance: Tolerance | None
+    sparsity: float
+    original_sparsity: float
+    sizes: Sizes
+    seconds: float
+    seed: int
+    device: str
+    providers: tuple[str, ...]
+    samples: SampleCounts
+    batching: str = ""
+    judged: int = 1
+    closest: Closest | None = None
+    layers: tuple[LayerRow, ...] = ()
+    steps: str = ""
+    log: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Give the verdict in one word."""
+        return self.decision.verdict
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line exits with: 0 within the tolerance, else 3."""
+        return 0 if self.verdict == "within" else 3
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and the one that is never left out: that a file became larger."""
+        old, new = self.sizes.original.size_bytes, self.sizes.pressed.size_bytes
+        if new <= old:
+            return self.notes
+        return (*self.notes, f"the file is larger than the original: {new:,} bytes, not {old:,}")
+
+    def text(self) -> str:
+        """Write the report for people, in plain text."""
+        lines = [self._headline(), ""]
+        facts = self._facts()
+        wide = max(len(label) for label, _ in facts)
+        lines += [f"  {label:<{wide}}  {fact}" for label, fact in facts]
+        if self.layers:
+            chosen = sorted(self.layers, key=lambda row: -row.elements)[:MOST_ROWS]
+            shown = [row for row in self.layers if row in chosen]
+            lines += ["", *_aligned([_LAYER_HEAD, *map(_layer_cells, shown)])]
+            if len(shown) < len(self.layers):
+                lines.append(f"  and {len(self.layers) - len(shown)} smaller ones")
+        lines += [""] * bool(self.remarks) + [f"Note: {remark}." for remark in self.remarks]
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
+        name = str(self.model) if self.pressed is None else f"{self.model} -> {self.pressed}"
+        if self.tolerance is None:
+            found = "done" if self.verdict == "within" else HEADLINES[self.verdict]
+        else:
+            found = f"{HEADLINES[self.verdict]} the tolerance of {self.tolerance}"
+        unwritten = self.steps and self.out is None
+        return f"{name}: {found}{'; nothing was written' if unwritten else ''}"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Give what is worth a line: a label and a sentence each."""
+        absolute, upper = self.decision.absolute
+        facts = [("distance", words(self.decision, self.distance))]
+        if not self.distance.nonfinite:
+            facts.append(("", f"{absolute:.3g} as a mean squared error, at most {upper:.3g}"))
+        facts.append(("verdict", f"{self.verdict}: {self.decision.reason}"))
+        if self.closest is not None:
+            facts.append(("closest", self._closest(self.closest)))
+        before = percent(self.original_sparsity)
+        facts += [
+            ("zeros", f"{percent(self.sparsity)} of the prunable weights ({before} before)"),
+            ("file", _shrunk(self.sizes.original.size_bytes, self.sizes.pressed.size_bytes)),
+            ("gzipped", _shrunk(self.sizes.original.gzip_bytes, self.sizes.pressed.gzip_bytes)),
+            ("judged on", self._judged_on()),
+            ("run", ", ".join(self._run())),
+        ]
+        if self.steps:
+            facts.append(("steps", self.steps))
+        return facts
+
+    def _closest(self, closest: Closest) -> str:
+        absolute = self.tolerance is not None and self.tolerance.absolute
+        if absolute:
+            far = f"a mean squared error of {closest.distance:.2g}"
+        else:
+            far = f"{percent(closest.distance)} of the variance"
+        return f"{far} at {percent(closest.sparsity)} zeros was the closest that could be reached"
+
+    def _judged_on(self) -> str:
+        ran = ", ".join(name.removesuffix("ExecutionProvider") for name in self.providers)
+        seen = f"{self.samples.judge:,} samples in onnxruntime ({ran})"
+        if not self.samples.fit:
+            return seen
+        candidates = "1 candidate" if self.judged == 1 else f"{self.judged} candidates"
+        return (
+            f"{seen} that nothing else has seen, {candidates}; "
+            f"{self.samples.fit:,} to fit, {self.samples.choose:,} to choose"
+        )
+
+    def _run(self) -> list[str]:
+        run = [f"{self.seconds:.1f} s", f"seed {self.seed}"]
+        if self.device:
+            run.append(f"on {self.device}")
+        if self.batching:
+            run.append(f"samples run by {self.batching}")
+        return [*run, f"onnxpress {__version__}"]
+
+    def json(self) -> dict[str, Any]:
+        """Give the report for machines; what is not finite is None."""
+        rows = {
+            row.name: {
+                "relative": _number(row.relative),
+                "absolute": _number(row.absolute),
+                "upper": _number(row.upper),
+                "tolerance": row.tolerance,
+                "ok": row.ok,
+            }
+            for row in self.decision.per_output
+        }
+        interval = {
+            "confidence": CONFIDENCE,
+            "relative": [_number(value) for value in self.decision.relative],
+            "absolute": [_number(value) for value in self.decision.absolute],
+            "flips": self.decision.flips and list(self.decision.flips),
+        }
+        return {
+            "verdict": self.verdict,
+            "reason": self.decision.reason,
+            "words": words(self.decision, self.distance),
+            "model": str(self.model),
+            "pressed": None if self.pressed is None else str(self.pressed),
+            "out": None if self.out is None else str(self.out),
+            "distance": {
+                "absolute": _number(self.decision.absolute[0]),
+                "relative": _number(self.decision.relative[0]),
+                "per_output": rows,
+                "interval": interval,
+                "flips": self.distance.flips,
+                "changed_integers": self.distance.changed_integers,
+                "nonfinite": self.distance.nonfinite,
+                "samples": self.distance.samples,
+            },
+            "tolerance": _tolerance(self.tolerance),
+            "sparsity": self.sparsity,
+            "original_sparsity": self.original_sparsity,
+            "size_bytes": self.sizes.json(),
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "device": self.device,
+            "providers": list(self.providers),
+            "samples": vars(self.samples),
+            "batching": self.batching,
+            "judged": self.judged,
+            "closest": self.closest
+            and {"sparsity": self.closest.sparsity, "distance": _number(self.closest.distance)},
+            "layers": [{**vars(row), "shape": list(row.shape)} for row in self.layers],
+            "steps": self.steps,
+            "log": list(self.log),
+            "notes": list(self.remarks),
+            "version": __version__,
+        }
+
+    def html(self) -> str:
+        """Give the report as one page that needs nothing else."""
+        title = html.escape(self._headline())
+        facts = [(f"<b>{html.escape(label)}</b>", html.escape(f)) for label, f in self._facts()]
+        rows = [_OUTPUT_HEAD, *map(_output_cells, self.decision.per_output)]
+        weights = [_LAYER_HEAD, *map(_layer_cells, self.layers)]
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.remarks)
+        log = html.escape("\n".join(self.log))
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            f"<style>{_STYLE}</style></head><body>\n<h1>{title}</h1>\n"
+            + _table([list(fact) for fact in facts])
+            + (f"<ul>{notes}</ul>\n" if notes else "")
+            + "<h2>Outputs</h2>\n"
+            + _table(_escaped(rows), head=True)
+            + ("<h2>Weights</h2>\n" + _table(_escaped(weights), head=True) if self.layers else "")
+            + (f"<h2>Log</h2>\n<pre>{log}</pre>\n" if log else "")
+            + "</body></html>\n"
+        )
+
+
+def layer_rows(
+    original: ModelProto, pressed: ModelProto, forms: Mapping[WeightKey, str] | None = None
+) -> tuple[LayerRow, ...]:
+    """Set the prunable weights of two models side by side.
+
+    Args:
+        original: dense.
+        pressed: dense, with other values in the same weights. A weight only one of the two has is
+            left out.
+        forms: how each weight is written, where that is known.
+    """
+    after = {weight.key: weight for weight in prunable(pressed)}
+    return tuple(
+        LayerRow(
+            name=str(weight.key),
+            operator=weight.uses[0].node.op_type,
+            shape=tuple(weight.tensor.dims),
+            elements=weight.elements,
+            zeros_before=_zeros(weight),
+            zeros_after=_zeros(after[weight.key]),
+            form=(forms or {}).get(weight.key, ""),
+        )
+        for weight in prunable(original)
+        if weight.key in after and after[weight.key].tensor.dims == weight.tensor.dims
+    )
+
+
+def _zeros(weight: Prunable) -> int:
+    return int((numpy_helper.to_array(weight.tensor) == 0).sum())
+
+
+def _data_files(path: Path) -> list[Path]:
+    """Find the files a model keeps tensor data in."""
+    model = onnx.load_model(str(path), load_external_data=False)
+    places = {
+        str(entry.value)
+        for _, tensor in every_tensor(model)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [path.parent / place for place in sorted(places)]
+
+
+def _pieces(path: Path) -> Iterable[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            yield piece
+
+
+def _gzipped(pieces: Iterable[bytes]) -> int:
+    """Count the bytes after gzip, without keeping them."""
+    squeeze = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_FORMAT)
+    return sum(len(squeeze.compress(piece)) for piece in pieces) + len(squeeze.flush())
+
+
+def _shrunk(old: int, new: int) -> str:
+    return f"{old:,} -> {new:,} bytes ({percent(new / old if old else 1.0)})"
+
+
+def _number(value: float) -> float | None:
+    return float(value) if isfinite(value) else None
+
+
+def _tolerance(tolerance: Tolerance | None) -> dict[str, Any] | None:
+    if tolerance is None:
+        return None
+    return {**vars(tolerance), "outputs": dict(tolerance.outputs)}
+
+
+_LAYER_HEAD = ["weight", "operator", "shape", "zeros before", "zeros after", "written"]
+_OUTPUT_HEAD = ["output", "of its variance", "mean squared", "at most", "allowed", "within"]
+
+
+def _layer_cells(row: LayerRow) -> list[str]:
+    shape = "x".join(map(str, row.shape))
+    elements = max(1, row.elements)
+    before, after = percent(row.zeros_before / elements), percent(row.zeros_after / elements)
+    return [row.name, row.operator, shape, before, after, row.form or "-"]
+
+
+def _output_cells(row: OutputRow) -> list[str]:
+    allowed = "-" if row.tolerance is None else f"{row.tolerance:.3g}"
+    moved = [percent(row.relative), f"{row.absolute:.3g}", f"{row.upper:.3g}"]
+    return [row.name, *moved, allowed, "yes" if row.ok else "no"]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    wide = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return [
+        "  " + "  ".join(f"{cell:<{size}}" for cell, size in zip(row, wide, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[html.escape(cell) for cell in row] for row in rows]
+
+
+def _table(rows: Sequence[Sequence[str]], head: bool = False) -> str:
+    """Lay out cells that are HTML already."""
+    lines = []
+    for place, row in enumerate(rows):
+        tag = "th" if head and place == 0 else "td"
+        lines.append("<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in row) + "</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>\n"
+
+
+_STYLE = (
+    "body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
+    "h1{font-size:1.3em}h2{font-size:1.1em}table{border-collapse:collapse;margin:1em 0}"
+    "td,th{text-align:left;vertical-align:top;padding:.25em .8em;border-bottom:1px solid #ddd}"
+    "pre{background:#f6f6f6;padding:1em;overflow-x:auto}"
+)
