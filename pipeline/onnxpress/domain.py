@@ -219,19 +219,33 @@ def parse_domain(
     return domains
 
 
-def no_domain_error(specs: Sequence[InputSpec], model_name: str) -> MisuseError:
-    """Build the error for a call that says nothing about inputs: what there is, a line to copy."""
+def no_domain_error(
+    specs: Sequence[InputSpec], *files: str, command: str = "compress"
+) -> MisuseError:
+    """Build the error for a call that says nothing about inputs: what there is, a line to copy.
+
+    Args:
+        specs: the inputs of the model.
+        files: what the call names, the model first.
+        command: of the call.
+    """
     return MisuseError(
-        f"{model_name}: say which inputs matter, with --data FILE (real ones, best) or with "
+        f"{files[0]}: say which inputs matter, with --data FILE (real ones, best) or with "
         "--domain for each input\nThe model takes\n"
         + "".join(f"  {spec.describe()}\n" for spec in specs)
-        + f"for example\n  {compress_line(specs, model_name)}"
+        + f"for example\n  {call_line(specs, *files, command=command)}"
     )
 
 
-def compress_line(specs: Sequence[InputSpec], model_name: str) -> str:
-    """Write a call of ``onnxpress compress`` that works on a model, to be copied and changed."""
-    words = ["onnxpress", "compress", model_name, "--tolerance", "1%"]
+def call_line(specs: Sequence[InputSpec], *files: str, command: str = "compress") -> str:
+    """Write a call that works on a model, to be copied and changed.
+
+    Args:
+        specs: the inputs of the model.
+        files: what the call names, the model first.
+        command: ``compress`` or ``verify``.
+    """
+    words = ["onnxpress", command, *files, "--tolerance", "1%"]
     for spec in specs:
         words += ["--domain", _example(spec)]
         if not spec.ranked or None in spec.shape[1:]:

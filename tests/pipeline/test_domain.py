@@ -13,7 +13,7 @@ from onnxpress.domain import (
     Domain,
     Normal,
     Tokens,
-    compress_line,
+    call_line,
     no_domain_error,
     parse_domain,
     parse_domains,
@@ -212,7 +212,7 @@ def test_a_call_without_domains_gets_a_line_that_works() -> None:
         "onnxpress compress model.onnx --tolerance 1% --domain 'in put=uniform:0,1' "
         "--shape 'in put=1,3,32' --domain ids:0=tokens:0,1"
     )
-    assert compress_line((spec, IDS), "model.onnx") == line
+    assert call_line((spec, IDS), "model.onnx") == line
     assert str(error) == (
         "model.onnx: say which inputs matter, with --data FILE (real ones, best) or with "
         "--domain for each input\nThe model takes\n"
@@ -227,5 +227,5 @@ def test_a_call_without_domains_gets_a_line_that_works() -> None:
 
 def test_the_line_for_a_model_of_any_shape_works() -> None:
     spec = InputSpec("x", (), F32, ranked=False)
-    line = compress_line((spec,), "m.onnx")
+    line = call_line((spec,), "m.onnx")
     assert line == "onnxpress compress m.onnx --tolerance 1% --domain x=uniform:0,1 --shape x=1,32"
