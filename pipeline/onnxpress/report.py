@@ -55,8 +55,7 @@ class FileSize:
         """Measure a file that ``read_model`` took, or the bytes that would be one."""
         if isinstance(model, bytes):
             return cls(len(model), _gzipped([model]))
-        files = [model, *_data_files(model)]
-        return cls(sum(f.stat().st_size for f in files), sum(_gzipped(_pieces(f)) for f in files))
+        return cls(file_bytes(model), sum(_gzipped(_pieces(file)) for file in _files(model)))
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ class Report:
         if self.layers:
             chosen = sorted(self.layers, key=lambda row: -row.elements)[:MOST_ROWS]
             shown = [row for row in self.layers if row in chosen]
-            lines += ["", *_aligned([_LAYER_HEAD, *map(_layer_cells, shown)])]
+            lines += ["", *aligned([_LAYER_HEAD, *map(_layer_cells, shown)])]
             if len(shown) < len(self.layers):
                 lines.append(f"  and {len(self.layers) - len(shown)} smaller ones")
         lines += [""] * bool(self.remarks) + [f"Note: {remark}." for remark in self.remarks]
@@ -258,7 +257,7 @@ class Report:
         if self.device:
             run.append(f"on {self.device}")
         if self.batching:
-            run.append(f"samples run by {self.batching}")
+            run.append(f"batching: {self.batching}")
         return [*run, f"onnxpress {__version__}"]
 
     def json(self) -> dict[str, Any]:
@@ -368,8 +367,13 @@ def _zeros(weight: Prunable) -> int:
     return int((numpy_helper.to_array(weight.tensor) == 0).sum())
 
 
-def _data_files(path: Path) -> list[Path]:
-    """Find the files a model keeps tensor data in."""
+def file_bytes(model: Path) -> int:
+    """Say how many bytes a model that ``read_model`` took has on disk, its data files included."""
+    return sum(file.stat().st_size for file in _files(model))
+
+
+def _files(path: Path) -> list[Path]:
+    """Give the file of a model and the files it keeps tensor data in."""
     model = onnx.load_model(str(path), load_external_data=False)
     places = {
         str(entry.value)
@@ -378,7 +382,7 @@ def _data_files(path: Path) -> list[Path]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return [path.parent / place for place in sorted(places)]
+    return [path, *(path.parent / place for place in sorted(places))]
 
 
 def _pieces(path: Path) -> Iterable[bytes]:
@@ -424,7 +428,8 @@ def _output_cells(row: OutputRow) -> list[str]:
     return [row.name, *moved, allowed, "yes" if row.ok else "no"]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lay out rows of cells as lines with straight columns."""
     wide = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return [
         "  " + "  ".join(f"{cell:<{size}}" for cell, size in zip(row, wide, strict=True)).rstrip()

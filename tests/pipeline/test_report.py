@@ -53,7 +53,7 @@ def made(share: float = 0.0, tolerance: str = "1%", name: str = "y", **changed: 
         device="cpu",
         providers=("CPUExecutionProvider",),
         samples=SampleCounts(60, 20, 100),
-        batching="the model's own batch dimension",
+        batching="batch",
         layers=(LayerRow("w1", "MatMul", (16, 32), 512, 0, 384, "sparse"),),
         steps="Chain(steps=(Greedy(),))",
         log=("one", "two"),
@@ -75,8 +75,7 @@ def test_the_whole_text() -> None:
             "  gzipped    900 -> 300 bytes (33 %)",
             "  judged on  100 samples in onnxruntime (CPU) that nothing else has seen, "
             "1 candidate; 60 to fit, 20 to choose",
-            "  run        12.3 s, seed 7, on cpu, samples run by the model's own batch dimension, "
-            f"onnxpress {__version__}",
+            f"  run        12.3 s, seed 7, on cpu, batching: batch, onnxpress {__version__}",
             "  steps      Chain(steps=(Greedy(),))",
             "",
             "  weight  operator  shape  zeros before  zeros after  written",
