@@ -1,0 +1,24 @@
+"""``onnxpress inspect``: look at a model before pressing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxpress.cli.options import FILE, json_option
+from onnxpress.cli.output import print_json
+
+
+@click.command("inspect")
+@click.argument("model", metavar="IN", type=FILE)
+@json_option
+def inspect_command(model: Path, as_json: bool) -> None:
+    """Show what can be pressed in IN, and why the rest cannot."""
+    from onnxpress.inspection import inspect_model
+
+    found = inspect_model(model)
+    if as_json:
+        print_json(found.json())
+    else:
+        click.echo(found.text())
