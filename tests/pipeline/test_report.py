@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +18,6 @@ from onnxpress.report import (
     Closest,
     FileSize,
     LayerRow,
-    Report,
     SampleCounts,
     Sizes,
     layer_rows,
@@ -28,37 +25,8 @@ from onnxpress.report import (
 from onnxpress.verdict import decide
 from onnxpress_adapters.distance import DistanceMeter
 from onnxpress_adapters.weights import WeightKey
+from reports import made
 from small_models import perceptron
-
-
-def made(share: float = 0.0, tolerance: str = "1%", name: str = "y", **changed: Any) -> Report:
-    """A report on 100 samples of one output that moved by ``share`` of its variance."""
-    old = np.resize([[1.0], [-1.0]], (100, 1))
-    meter = DistanceMeter([name])
-    meter.add([old], [old + share**0.5])
-    distance = meter.distance()
-    asked = Tolerance.parse(tolerance)
-    report = Report(
-        model=Path("a.onnx"),
-        pressed=Path("b.onnx"),
-        out=Path("b.onnx"),
-        decision=decide(distance, asked, seed=0),
-        distance=distance,
-        tolerance=asked,
-        sparsity=0.75,
-        original_sparsity=0.01,
-        sizes=Sizes(FileSize(1000, 900), FileSize(500, 300)),
-        seconds=12.34,
-        seed=7,
-        device="cpu",
-        providers=("CPUExecutionProvider",),
-        samples=SampleCounts(60, 20, 100),
-        batching="batch",
-        layers=(LayerRow("w1", "MatMul", (16, 32), 512, 0, 384, "sparse"),),
-        steps="Chain(steps=(Greedy(),))",
-        log=("one", "two"),
-    )
-    return replace(report, **changed)
 
 
 def test_the_whole_text() -> None:
