@@ -255,10 +255,10 @@ def _row(
 
 def _why_not_layered(weight: Prunable) -> str:
     for use in weight.uses:
-        if use.via:
-            return f"it is reached through {', '.join(use.via)}"
         if use.node.op_type not in VIEWED:
             return f"{use.node.op_type} has no matrix view"
+        if use.via:
+            return f"it is reached through {', '.join(use.via)}"
     return "several nodes use it in different ways"
 
 

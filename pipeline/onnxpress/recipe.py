@@ -287,19 +287,22 @@ def _schema(hint: Any) -> dict[str, Any]:
         return {"$ref": "#/$defs/step"}
     if hint == tuple[Step, ...]:
         return {"type": "array", "items": {"$ref": "#/$defs/step"}}
-    if not is_dataclass(hint) or not isinstance(hint, type):
-        return TypeAdapter(hint, config=STRICT).json_schema()
-    taken = _fields(hint)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _object_schema(hint)
+    return TypeAdapter(hint, config=STRICT).json_schema()
+
+
+def _object_schema(cls: type[Any]) -> dict[str, Any]:
+    taken = _fields(cls)
     needed = [
         name
         for name, (field, _) in taken.items()
         if field.default is MISSING and field.default_factory is MISSING
     ]
-    properties = {name: _schema(inner) for name, (_, inner) in taken.items()}
     return {
         "type": ["object", "null"],
-        "description": (hint.__doc__ or "").partition("\n")[0],
-        "properties": properties,
+        "description": (cls.__doc__ or "").partition("\n")[0],
+        "properties": {name: _schema(inner) for name, (_, inner) in taken.items()},
         "required": needed,
         "additionalProperties": False,
     }
