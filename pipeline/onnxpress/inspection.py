@@ -169,14 +169,14 @@ class Inspection:
                 row.name,
                 row.operator,
                 "x".join(map(str, row.shape)),
-                percent(row.zeros / max(1, row.elements)),
+                percent(row.zeros / max(1, row.elements), 3),
                 ", ".join(row.via) or "-",
                 row.how,
             ]
             for row in self.weights
         ]
         found = f"Prunable weights: {len(self.weights)}, with {elements:,} entries"
-        return [f"{found}, {percent(zeros / max(1, elements))} zero", *aligned([head, *cells])]
+        return [f"{found}, {percent(zeros / max(1, elements), 3)} zero", *aligned([head, *cells])]
 
     def json(self) -> dict[str, Any]:
         """Give it for machines."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 import zlib
 from dataclasses import dataclass
 from math import isfinite
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 GZIP_LEVEL = 6
 GZIP_FORMAT = 31  # zlib's word for a gzip header around the largest window
 PIECE = 1 << 20
+LINE = 100
 MOST_ROWS = 12
 """Weights the text names; the JSON and the HTML name all."""
 
@@ -193,7 +195,15 @@ class Report:
         lines = [self._headline(), ""]
         facts = self._facts()
         wide = max(len(label) for label, _ in facts)
-        lines += [f"  {label:<{wide}}  {fact}" for label, fact in facts]
+        for label, fact in facts:
+            lines += textwrap.wrap(
+                fact,
+                LINE,
+                initial_indent=f"  {label:<{wide}}  ",
+                subsequent_indent=" " * (wide + 4),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
         if self.layers:
             chosen = sorted(self.layers, key=lambda row: -row.elements)[:MOST_ROWS]
             shown = [row for row in self.layers if row in chosen]
@@ -221,9 +231,9 @@ class Report:
         facts.append(("verdict", f"{self.verdict}: {self.decision.reason}"))
         if self.closest is not None:
             facts.append(("closest", self._closest(self.closest)))
-        before = percent(self.original_sparsity)
+        before = percent(self.original_sparsity, 3)
         facts += [
-            ("zeros", f"{percent(self.sparsity)} of the prunable weights ({before} before)"),
+            ("zeros", f"{percent(self.sparsity, 3)} of the prunable weights ({before} before)"),
             ("file", _shrunk(self.sizes.original.size_bytes, self.sizes.pressed.size_bytes)),
             ("gzipped", _shrunk(self.sizes.original.gzip_bytes, self.sizes.pressed.gzip_bytes)),
             ("judged on", self._judged_on()),
@@ -239,7 +249,9 @@ class Report:
             far = f"a mean squared error of {closest.distance:.2g}"
         else:
             far = f"{percent(closest.distance)} of the variance"
-        return f"{far} at {percent(closest.sparsity)} zeros was the closest that could be reached"
+        return (
+            f"{far} at {percent(closest.sparsity, 3)} zeros was the closest that could be reached"
+        )
 
     def _judged_on(self) -> str:
         ran = ", ".join(name.removesuffix("ExecutionProvider") for name in self.providers)
@@ -418,7 +430,7 @@ _OUTPUT_HEAD = ["output", "of its variance", "mean squared", "at most", "allowed
 def _layer_cells(row: LayerRow) -> list[str]:
     shape = "x".join(map(str, row.shape))
     elements = max(1, row.elements)
-    before, after = percent(row.zeros_before / elements), percent(row.zeros_after / elements)
+    before, after = percent(row.zeros_before / elements, 3), percent(row.zeros_after / elements, 3)
     return [row.name, row.operator, shape, before, after, row.form or "-"]
 
 

@@ -283,13 +283,13 @@ def _allowed(limit: _Limit) -> str:
     return f"{limit.shown(limit.allowed)} is allowed"
 
 
-def percent(share: float) -> str:
-    """Write a share as a percentage of two digits.
+def percent(share: float, digits: int = 2) -> str:
+    """Write a share as a percentage of so many digits.
 
-    >>> percent(0.00834), percent(1.0), percent(0.0)
-    ('0.83 %', '100 %', '0 %')
+    >>> percent(0.00834), percent(1.0), percent(0.0), percent(0.97459, digits=3)
+    ('0.83 %', '100 %', '0 %', '97.5 %')
     """
-    return f"{float(f'{100 * share:.2g}'):g} %"
+    return f"{float(f'{100 * share:.{digits}g}'):g} %"
 
 
 def words(decision: Decision, distance: Distance) -> str:

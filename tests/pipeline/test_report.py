@@ -42,7 +42,8 @@ def test_the_whole_text() -> None:
             "  file       1,000 -> 500 bytes (50 %)",
             "  gzipped    900 -> 300 bytes (33 %)",
             "  judged on  100 samples in onnxruntime (CPU) that nothing else has seen, "
-            "1 candidate; 60 to fit, 20 to choose",
+            "1 candidate; 60 to fit, 20",
+            "             to choose",
             f"  run        12.3 s, seed 7, on cpu, batching: batch, onnxpress {__version__}",
             "  steps      Chain(steps=(Greedy(),))",
             "",
