@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from click.testing import CliRunner, Result
 from onnx import ModelProto, helper
 from onnx.numpy_helper import from_array
 
+from checkout import environment
 from onnxpress.cli import main
 from onnxpress_adapters.prunable import count_zeros
 from onnxpress_adapters.read import read_model
@@ -215,3 +219,31 @@ def test_the_same_seed_gives_the_same_bytes(original: Path, fast: Path, tmp_path
         written.append(out.read_bytes())
     assert written[0] == written[1]
     assert written[0] != written[2]
+
+
+def test_an_interrupt_writes_nothing(original: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "long.yaml"
+    recipe.write_text("steps: [magnitude, repair: {work: 100}]")
+    # A process in the background of a shell may have been told to ignore interrupts.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from onnxpress.cli import main; main()"
+    )
+    words = [sys.executable, "-c", code, "compress", str(original), "--tolerance", "5%", *DRAWN]
+    with subprocess.Popen(
+        [*words, "--recipe", str(recipe)],
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("pressing"):
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().endswith("Error: interrupted; nothing was written\n")
+        assert process.stdout.read() == ""
+        assert process.wait() == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.yaml", "m.onnx"]
