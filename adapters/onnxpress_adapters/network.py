@@ -122,9 +122,7 @@ class Network:
         """
         return self.batching.run(self, weights, inputs).outputs
 
-    def proven(
-        self, weights: Mapping[WeightKey, Tensor], probes: Sequence[Tensor]
-    ) -> Network:
+    def proven(self, weights: Mapping[WeightKey, Tensor], probes: Sequence[Tensor]) -> Network:
         """Choose the fastest way to run many samples that agrees with the loop on probes.
 
         Args:

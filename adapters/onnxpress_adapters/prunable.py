@@ -32,7 +32,18 @@ SLOTS: Mapping[str, tuple[int, ...]] = {
 """Operator to the places of its inputs that hold weights."""
 
 MOVES = frozenset(
-    "Transpose Identity Cast Reshape Squeeze Unsqueeze Slice Concat DequantizeLinear Split".split()
+    [
+        "Transpose",
+        "Identity",
+        "Cast",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Concat",
+        "DequantizeLinear",
+        "Split",
+    ]
 )
 """Operators a weight may pass on its way; all but Concat pass their first input on."""
 
@@ -123,9 +134,7 @@ class _Finder:
     uses: dict[WeightKey, list[Use]] = field(default_factory=dict)
     constants: dict[WeightKey, TensorProto] = field(default_factory=dict)
 
-    def visit(
-        self, graph: GraphProto, path: tuple[str, ...], outer: tuple[_Scope, ...]
-    ) -> None:
+    def visit(self, graph: GraphProto, path: tuple[str, ...], outer: tuple[_Scope, ...]) -> None:
         makers = {name: node for node in graph.node for name in node.output if name}
         scopes = (_Scope(path, dict(walk.constants(graph)), makers), *outer)
         for place, node in enumerate(graph.node):

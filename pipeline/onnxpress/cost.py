@@ -6,8 +6,10 @@ does the same work on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from os import cpu_count
 
 import torch
 from torch import Tensor
@@ -20,12 +22,31 @@ ACTIVATION_BYTES = 1 << 29
 """Activations of one batch stay below this in a forward pass."""
 
 MACS_PER_UNIT = 2.0e10
-"""Multiply-adds two plain cores do in about a second of forward and backward passes."""
+"""Multiply-adds one plain core does in about a second of forward and backward passes."""
 
 NODE_MACS = 1.5e6
 """What running one node costs beside its arithmetic, in multiply-adds."""
 
+ELEMENT_MACS = 8
+"""What writing one intermediate entry costs, in multiply-adds."""
+
 LARGEST_BATCH = 256
+
+
+@contextmanager
+def one_thread_spared() -> Iterator[None]:
+    """Leave one processor free while torch computes, unless fewer threads were asked for already.
+
+    torch's threads wait for each other by spinning: with as many threads as processors, one other
+    busy process made the same work 5 to 16 times slower (two processors, small networks), where
+    the second thread had gained a fifth.
+    """
+    threads, processors = torch.get_num_threads(), cpu_count() or 1
+    torch.set_num_threads(max(1, min(threads, processors - 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -33,8 +54,8 @@ class Cost:
     """Counts for one sample.
 
     Attributes:
-        macs: multiply-adds of a forward pass in matrix products and convolutions, or elements
-            computed where these are more.
+        macs: multiply-adds of a forward pass in matrix products and convolutions, and what its
+            intermediate results cost in the same currency.
         elements: entries of all intermediate results.
         nodes: nodes that ran.
         batch: samples that fit into memory together.
@@ -59,7 +80,7 @@ class Cost:
         with torch.no_grad():
             trace = LOOP.run(network, weights, [value[:1] for value in inputs])
         elements = max(1, sum(trace.sizes.values()))
-        macs = float(elements)
+        macs = float(ELEMENT_MACS * elements)
         for layer in network.layers:
             for path, place, _ in layer.sites:
                 macs += trace.sizes.get((path, place), 0) * layer.columns
@@ -69,7 +90,7 @@ class Cost:
     def steps(self, units: float, samples: int) -> int:
         """Count the gradient steps on so many samples each that ``units`` of work pay for.
 
-        A unit is about a second of two plain cores at effort 1.
+        A unit is about a second of one plain core at effort 1.
         """
         each = 4 * samples * self.macs + 3 * self.nodes * NODE_MACS
         return max(1, int(self.effort * units * MACS_PER_UNIT / each))

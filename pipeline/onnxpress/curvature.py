@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from onnxpress.objective import Objective
 from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.weights import WeightKey
-
-from onnxpress.objective import Objective
 
 HESSIAN_COLUMNS = 40_000
 """Columns a layer's second moment is averaged over, at most; ten times its width if that is more."""
@@ -31,7 +30,7 @@ def layer_hessians(
         columns seen, damped by nothing.
 
     Source:
-        LeCun, Denker, Solla 1989; Hassibi & Stork 1993: for ‖WX − W'X‖² the Hessian of every row
+        LeCun, Denker, Solla 1989; Hassibi & Stork 1993: for ‖WX - W'X‖² the Hessian of every row
         is 2 X Xᵀ.
     """
     problem = objective.problem
@@ -110,7 +109,7 @@ def largest_curvature(
     start: Mapping[WeightKey, Tensor],
     rounds: int,
 ) -> float:
-    """Estimate the largest quotient ‖∇f(θ+v) − ∇f(θ)‖ / ‖v‖ by power iteration on finite differences.
+    """Estimate the largest quotient ‖∇f(θ+v) - ∇f(θ)‖ / ‖v‖ by power iteration on finite differences.
 
     Args:
         gradient: of a smooth function, at given tensors.

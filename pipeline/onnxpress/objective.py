@@ -1,7 +1,7 @@
 """d and its gradient: the number every step works on.
 
-A step minimises E over x of sum_k ‖F_k(x) − F'_k(x)‖² / s_k over the judged outputs k. The scale s_k is
-the output's variance E‖F_k − EF_k‖² (its power where it does not vary), divided by the output's own
+A step minimises E over x of sum_k ‖F_k(x) - F'_k(x)‖² / s_k over the judged outputs k. The scale s_k is
+the output's variance E‖F_k - EF_k‖² (its power where it does not vary), divided by the output's own
 tolerance where it has one, so that the sum bounds the relative distance of the worst output. With
 an absolute tolerance every s_k is 1.
 
@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onnxpress_adapters.errors import StepError
-from onnxpress_adapters.weights import WeightKey
-
 from onnxpress.cost import Cost
 from onnxpress.problem import Problem
+from onnxpress_adapters.errors import StepError
+from onnxpress_adapters.weights import WeightKey
 
 KEPT_BYTES = 1 << 29
 """Reference outputs up to this size are kept; larger ones are computed again for each batch."""
@@ -31,7 +30,7 @@ class Measured:
     """d on a set of samples.
 
     Attributes:
-        errors: ``[samples, judged]``, float64 on the CPU: ‖F_k − F'_k‖² of each sample.
+        errors: ``[samples, judged]``, float64 on the CPU: ‖F_k - F'_k‖² of each sample.
         scales: ``[judged]``: what a mean error is divided by.
     """
 
@@ -40,12 +39,12 @@ class Measured:
 
     @property
     def per_output(self) -> Tensor:
-        """d of each output, scaled: ``[judged]``."""
+        """D of each output, scaled: ``[judged]``."""
         return self.errors.mean(0) / self.scales
 
     @property
     def value(self) -> float:
-        """d of the worst output, scaled; not finite where an output is not."""
+        """D of the worst output, scaled; not finite where an output is not."""
         return float(self.per_output.max())
 
     def upper(self, deviations: float) -> float:
@@ -64,7 +63,9 @@ class Objective:
     cost: Cost
     targets: tuple[Tensor, ...] | None  # per judged output, [fit samples, *shape]
 
-    def outputs(self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    def outputs(
+        self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Run the network with ``tensors`` laid over the reference; judged outputs only."""
         problem = self.problem
         values = problem.network.batched({**problem.reference, **tensors}, inputs)
@@ -98,9 +99,7 @@ class Objective:
             else:
                 yield inputs, [value[start : start + step] for value in self.targets]
 
-    def measure(
-        self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]
-    ) -> Measured:
+    def measure(self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]) -> Measured:
         """Measure d on samples, batch by batch in float64, without a gradient."""
         rows = []
         with torch.no_grad():
@@ -153,7 +152,9 @@ def _survey(bare: Objective) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         for place, value in enumerate(wanted):
             if not bool(torch.isfinite(value).all()):
                 name = problem.network.outputs[problem.judged[place]].name
-                raise StepError(f"output '{name}' of the original model is not finite on the inputs")
+                raise StepError(
+                    f"output '{name}' of the original model is not finite on the inputs"
+                )
             summed = value.double().sum(0)
             if len(sums) <= place:
                 sums.append(summed)

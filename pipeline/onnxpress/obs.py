@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-DAMP = 0.01
+DAMP = 0.03
 """What is added to the Hessian's diagonal, as a share of its mean."""
 
 BLOCK = 0.06
@@ -110,12 +110,10 @@ def one_shot_costs(matrix: Tensor, hessian: Tensor) -> Tensor:
     return torch.where(dead[:, None, :], torch.zeros_like(costs), costs)
 
 
-def refit(
-    target: Tensor, hessian: Tensor, support: Tensor, start: Tensor, rounds: int
-) -> Tensor:
+def refit(target: Tensor, hessian: Tensor, support: Tensor, start: Tensor, rounds: int) -> Tensor:
     """Move the entries of a support so that the layer answers as before, by conjugate gradients.
 
-    Minimises ``tr (W − T) H (W − T)ᵀ`` over ``W`` that vanish outside the support; all rows at once,
+    Minimises ``tr (W - T) H (W - T)ᵀ`` over ``W`` that vanish outside the support; all rows at once,
     preconditioned with the diagonal.
 
     Args:
@@ -144,7 +142,9 @@ def refit(
         residual = residual - step * pushed
         aimed = preconditioner * residual
         fresh = (residual * aimed).sum(2, keepdim=True)
-        direction = aimed + torch.where(energy > 0, fresh / energy.clamp_min(1e-30), 0.0) * direction
+        direction = (
+            aimed + torch.where(energy > 0, fresh / energy.clamp_min(1e-30), 0.0) * direction
+        )
         energy = fresh
     return torch.where(support, current, zero)
 

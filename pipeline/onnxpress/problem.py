@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,13 +12,20 @@ from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.network import Network
 from onnxpress_adapters.weights import WeightKey
 
+Progress = Callable[[str, float, str], None]
+"""Takes a stage, how much of it is done (0 to 1), and a note."""
+
+
+def silent(stage: str, done: float, note: str) -> None:
+    """Say nothing."""
+
 
 @dataclass(frozen=True)
 class Tolerance:
     """How far outputs may move.
 
     Attributes:
-        value: E‖F−F'‖² if absolute, else its share of the output's variance (0.01 is 1 %).
+        value: E‖F-F'‖² if absolute, else its share of the output's variance (0.01 is 1 %).
         absolute: which of the two.
         outputs: output name to its own tolerance, or None for ``value``; empty for all outputs.
         flips: the largest share of changed answers, 0 to 1, or None.
@@ -82,6 +89,9 @@ class Problem:
         device: where everything is computed.
         seed: the only source of chance.
         effort: scales how much work steps do; 1 is the default.
+        related: whether the inputs are samples of a data set, which may resemble each other more
+            than new ones will, and not independent draws from a domain.
+        progress: told how far the work is.
         memo: what depends on nothing but the problem and is worth computing once (the scales of
             the outputs, the layer Hessians of the reference).
     """
@@ -95,6 +105,8 @@ class Problem:
     device: torch.device
     seed: int
     effort: float = 1.0
+    related: bool = False
+    progress: Progress = field(default=silent, repr=False)
     memo: dict[str, object] = field(default_factory=dict, repr=False)
 
     def generator(self, purpose: str) -> torch.Generator:

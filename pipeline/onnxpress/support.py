@@ -49,9 +49,7 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
     return kept.reshape(scores.shape)
 
 
-def keep_largest_overall(
-    scores: Mapping[WeightKey, Tensor], count: int
-) -> dict[WeightKey, Tensor]:
+def keep_largest_overall(scores: Mapping[WeightKey, Tensor], count: int) -> dict[WeightKey, Tensor]:
     """Mark the ``count`` best entries over several tensors, whatever tensor they are in.
 
     Args:

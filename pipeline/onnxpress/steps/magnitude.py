@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from onnxpress_adapters.errors import StepError
-
 from onnxpress.step import target_count
 from onnxpress.support import cut, keep_largest, keep_largest_overall
+from onnxpress_adapters.errors import StepError
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem

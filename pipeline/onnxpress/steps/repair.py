@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from onnxpress_adapters.weights import Dense, WeightKey
-
 from onnxpress.objective import Objective, objective_of
+from onnxpress_adapters.weights import Dense, WeightKey
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
     from onnxpress.state import State
 
 LOOKS = 8
-"""How often an Adam run looks at the choose set."""
+"""How often an Adam run looks at the choose set, at most."""
+
+LOOKING = 0.25
+"""Share of the work that may go into looking."""
+
+FEWEST_STEPS = 150
+"""Adam steps worth having: where a full batch allows fewer, the batch is cut instead."""
 
 WHOLE_BATCH_SECONDS = 0.25
 """Units of work for one pass over the fit set up to which ``auto`` takes L-BFGS."""
@@ -36,7 +41,7 @@ class Repair:
     Attributes:
         method: ``lbfgs`` on the whole fit set, ``adam`` on batches; ``auto`` takes L-BFGS where a
             pass over the fit set is cheap.
-        work: units of work (about seconds of two cores) at effort 1.
+        work: units of work (about seconds of one core) at effort 1.
         rate: Adam's first step, as a share of each tensor's root mean square; falls to zero along
             a cosine.
         batch: samples per Adam step, at most.
@@ -50,7 +55,7 @@ class Repair:
 
     method: Literal["auto", "adam", "lbfgs"] = "auto"
     work: float = 12.0
-    rate: float = 0.02
+    rate: float = 0.01
     batch: int = 128
     interpolate: float = 0.5
     extras: bool = True
@@ -80,7 +85,9 @@ class Repair:
         """Adam with a cosine schedule on drawn batches; the best look at choose wins."""
         problem, cost = objective.problem, objective.cost
         batch = min(self.batch, cost.batch, len(problem.fit[0]))
+        batch = max(2, min(batch, cost.steps(self.work, 1) // FEWEST_STEPS))
         steps = cost.steps(self.work, batch)
+        passes = cost.steps(LOOKING * self.work, len(problem.choose[0])) * 2
         generator = problem.generator(f"repair {state_size(point)}")
         groups = [
             {"params": [leaf], "lr": self.rate * point.scale(key)}
@@ -89,7 +96,7 @@ class Repair:
         adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
         first = [group["lr"] for group in adam.param_groups]
         best: tuple[float, dict[WeightKey, Tensor]] | None = None
-        look = max(1, steps // LOOKS)
+        look = max(1, steps // max(1, min(LOOKS, passes)))
         for step in range(steps):
             for group, rate in zip(adam.param_groups, first, strict=True):
                 group["lr"] = rate * 0.5 * (1 + cos(pi * step / steps))
@@ -112,7 +119,7 @@ class Repair:
         generator = problem.generator(f"repair {state_size(point)}")
         samples = len(problem.fit[0])
         drawn = int(samples * self.interpolate / max(1e-9, 1 - self.interpolate))
-        inputs = [value for value in problem.fit]
+        inputs = list(problem.fit)
         if drawn:
             between = interpolated(problem.fit, min(drawn, samples), generator)
             inputs = [torch.cat(pair) for pair in zip(inputs, between, strict=True)]
@@ -121,7 +128,10 @@ class Repair:
         leaves = list(point.leaves.values())
         scales = [point.scale(key) for key in point.leaves]
         # Work in units of each tensor's size: one curvature estimate then fits all of them.
-        unit = [(leaf / scale).detach().requires_grad_() for leaf, scale in zip(leaves, scales, strict=True)]
+        unit = [
+            (leaf / scale).detach().requires_grad_()
+            for leaf, scale in zip(leaves, scales, strict=True)
+        ]
         rounds = 6
         optimiser = torch.optim.LBFGS(
             unit,
@@ -135,7 +145,9 @@ class Repair:
         def closure() -> Tensor:
             optimiser.zero_grad(set_to_none=True)
             total = torch.zeros((), device=problem.device)
-            laid = point.tensors({k: u * s for k, u, s in zip(point.leaves, unit, scales, strict=True)})
+            laid = point.tensors(
+                {k: u * s for k, u, s in zip(point.leaves, unit, scales, strict=True)}
+            )
             for start in range(0, len(inputs[0]), cost.batch):
                 part = [value[start : start + cost.batch] for value in inputs]
                 targets = [value[start : start + cost.batch] for value in wanted]
@@ -212,9 +224,7 @@ def state_size(point: _Point) -> int:
     return sum(int(support.sum()) for support in point.supports.values())
 
 
-def interpolated(
-    inputs: Sequence[Tensor], count: int, generator: torch.Generator
-) -> list[Tensor]:
+def interpolated(inputs: Sequence[Tensor], count: int, generator: torch.Generator) -> list[Tensor]:
     """Draw points between random pairs of samples; integer inputs are taken from the first.
 
     Args:

@@ -1,0 +1,415 @@
+"""Read, press, write, compare, report: the one orchestration.
+
+(The function is called ``compress``; its module is not, because ``onnxpress.compress`` names the
+function.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from re import fullmatch
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import torch
+from onnx import numpy_helper
+
+from onnxpress.candidates import Candidate, default_chain, hunt
+from onnxpress.cost import Cost, one_thread_spared
+from onnxpress.domain import no_domain_error, parse_domains
+from onnxpress.inputs import parse_shapes
+from onnxpress.problem import Problem, Progress, Tolerance, silent
+from onnxpress.report import Closest, FileSize, Report, SampleCounts, Sizes, layer_rows
+from onnxpress.samples import Arrays, Samples, count, from_data, from_domains, load_data
+from onnxpress.state import State
+from onnxpress.step import Step, is_open
+from onnxpress.verify import Judgement, draws, judge, read_tolerance
+from onnxpress_adapters.errors import AdapterError, MisuseError
+from onnxpress_adapters.extras import extras
+from onnxpress_adapters.network import import_network
+from onnxpress_adapters.prunable import count_zeros, prunable
+from onnxpress_adapters.read import read_model
+from onnxpress_adapters.specs import InputSpec, specs
+from onnxpress_adapters.weights import Dense, WeightKey
+from onnxpress_exporters.densify import densify
+from onnxpress_exporters.write import Form, Patched, patch, write
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+EFFORTS: Mapping[str, float] = {"quick": 0.3, "default": 1.0, "best": 4.0}
+
+PASS_UNITS = 4.0
+"""Work one pass over the fit set may take; larger sets are cut to it."""
+
+FORWARD_MACS = 6.0e10
+"""Multiply-adds of forward passes in a unit of work."""
+
+FEWEST = 64
+MOST_DRAWN = 8192
+JUDGING_SHARE = 0.75
+"""Share of ``time`` after which no candidate is begun, to leave room for the judge."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of ``compress``; every field is what the flag of that name takes.
+
+    Attributes:
+        model: the ONNX file.
+        out: what to write; ``<model>.pressed.onnx`` unless given.
+        tolerance: ``1%`` of the output's variance, ``1e-3`` absolute, or None.
+        sparsity: zeros over all prunable weights, 0 to 1; with a tolerance, the least to accept.
+        data: inputs, as ``samples.load_data`` reads them.
+        domain: regions to draw inputs from, instead of ``data``.
+        shape: sizes of inputs the model leaves open.
+        judge: inputs for the verdict alone.
+        sequence: whether neighbouring samples of the data belong together.
+        recipe: the steps; ``default_chain()`` unless given.
+        output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
+        flips: the largest share of changed answers, such as ``0.5%``.
+        form: how weights are written.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        include: patterns of the weights that may change, all unless given.
+        exclude: patterns of weights that may not.
+        effort: ``quick``, ``default`` or ``best``.
+        time: after which nothing new is begun, such as ``10m``; the result then depends on the
+            machine.
+        seed: the only source of chance.
+    """
+
+    model: Path
+    out: Path | None = None
+    tolerance: str | None = None
+    sparsity: float | None = None
+    data: Path | None = None
+    domain: tuple[str, ...] = ()
+    shape: tuple[str, ...] = ()
+    judge: Path | None = None
+    sequence: bool = False
+    recipe: Step | None = None
+    output: tuple[str, ...] = ()
+    flips: str | None = None
+    form: Form = "auto"
+    device: str = "auto"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    effort: str = "default"
+    time: str | None = None
+    seed: int = 0
+
+    @property
+    def target(self) -> Path:
+        """The file to write."""
+        return self.out or self.model.with_suffix(".pressed.onnx")
+
+
+def compress(job: Job, progress: Progress = silent) -> Report:
+    """Press a model as far as the promise allows, and write it if onnxruntime agrees.
+
+    Args:
+        job: what to do.
+        progress: told how far the work is: a stage, 0 to 1, and a note.
+
+    Returns:
+        The report. Nothing is at ``job.target`` that was not there before unless its verdict is
+        ``within``.
+
+    Raises:
+        AdapterError: the model cannot be read or run.
+        MisuseError: the job does not fit the model or itself.
+        StepError: a step cannot do what its recipe says.
+        ExportError: the pressed model cannot be written or run.
+
+    >>> compress(Job(Path("no.onnx"), tolerance="1%"))
+    Traceback (most recent call last):
+    ...
+    onnxpress_adapters.errors.BrokenModelError: cannot read no.onnx: there is no such file; ...
+    """
+    start = monotonic()
+    _check(job)
+    progress("reading", 0.0, str(job.model))
+    model = read_model(job.model)
+    inputs, outputs = specs(model)
+    tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)
+    free = _free(job, model)
+    samples = _samples(job, inputs)
+    with one_thread_spared():
+        problem = _problem(job, model, samples, tolerance, progress)
+    state = _first_state(model, problem, free)
+    chain = default_chain() if job.recipe is None else job.recipe
+    if job.sparsity is None and tolerance is None and is_open(chain):
+        raise MisuseError(
+            "nothing says how far to go: give a tolerance such as --tolerance 1%, a sparsity such "
+            "as --sparsity 90%, or a recipe whose steps have one"
+        )
+    deadline = None if job.time is None else start + JUDGING_SHARE * _seconds(job.time)
+    judged: list[_Judged] = []
+
+    def look(candidate: Candidate) -> float:
+        judged.append(_judged(job, model, problem, samples, candidate))
+        return judged[-1].excess(tolerance)
+
+    with one_thread_spared():
+        hunt(chain, state, problem, look, sparsity=job.sparsity, deadline=deadline)
+    last = min(judged, key=lambda one: one.rank)
+    size_bytes = None
+    if last.judgement.decision.verdict == "within":
+        progress("writing", 1.0, str(job.target))
+        size_bytes = write(last.patched.model, job.target)
+    return _report(job, model, problem, samples, judged, last, size_bytes is not None, start)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """A candidate, the model it makes, and what the judge says of it."""
+
+    candidate: Candidate
+    patched: Patched
+    judgement: Judgement
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Order: within the tolerance first, then the nearest."""
+        decision = self.judgement.decision
+        return decision.verdict != "within", decision.relative[1]
+
+    def excess(self, tolerance: Tolerance | None) -> float:
+        """Give the judge's bound as a share of what is allowed, the worst of them."""
+        decision = self.judgement.decision
+        if decision.verdict == "within" or tolerance is None:
+            return 0.0
+        shares = [row.upper / row.tolerance for row in decision.per_output if row.tolerance]
+        if tolerance.absolute:
+            shares.append(decision.absolute[1] / tolerance.value)
+        if tolerance.flips and decision.flips is not None:
+            shares.append(decision.flips[1] / tolerance.flips)
+        return max(1.01, *shares, 1.01)
+
+
+def _check(job: Job) -> None:
+    """Refuse what cannot work, before anything is read."""
+    if job.effort not in EFFORTS:
+        raise MisuseError(f"there is no effort '{job.effort}'; there are {', '.join(EFFORTS)}")
+    if job.sparsity is not None and not 0 < job.sparsity < 1:
+        raise MisuseError(f"a sparsity lies between 0 and 1, not at {job.sparsity:g}")
+    if job.target.exists() and job.model.exists() and job.target.samefile(job.model):
+        raise MisuseError(f"{job.target} would be written over the original; name another file")
+    if not job.target.parent.is_dir():
+        raise MisuseError(f"there is no folder {job.target.parent} to write to; make it first")
+
+
+def _seconds(text: str) -> float:
+    """Read ``90s``, ``10m`` or ``1h``."""
+    match = fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if match is None:
+        raise MisuseError(f"'{text}' is no time; write it like 90s, 10m or 1h")
+    return float(match[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
+
+
+def _free(job: Job, model: ModelProto) -> frozenset[WeightKey]:
+    """Choose the weights steps may touch.
+
+    Raises:
+        MisuseError: there are none.
+    """
+    weights = [weight for weight in prunable(model) if weight.elements]
+    floats = [weight.key for weight in weights if weight.is_float]
+    if not weights:
+        raise MisuseError(
+            f"{job.model} has no prunable weights (constants that MatMul, Gemm, Conv, ConvTranspose, "
+            "LSTM, GRU or RNN multiply by); onnxpress cannot make it sparser"
+        )
+    if not floats:
+        raise MisuseError(
+            f"all {len(weights)} prunable weights of {job.model} are integers; press the "
+            "floating-point model it was made from"
+        )
+    for pattern in (*job.include, *job.exclude):
+        if not any(fnmatchcase(str(key), pattern) for key in floats):
+            near = get_close_matches(pattern, [str(key) for key in floats], n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f", such as '{floats[0]}'"
+            raise MisuseError(f"no prunable weight matches '{pattern}'{hint}")
+    kept = [
+        key
+        for key in floats
+        if (not job.include or any(fnmatchcase(str(key), p) for p in job.include))
+        and not any(fnmatchcase(str(key), p) for p in job.exclude)
+    ]
+    if not kept:
+        raise MisuseError("--include and --exclude together leave no weight to press")
+    return frozenset(kept)
+
+
+def _samples(job: Job, inputs: Sequence[InputSpec]) -> Samples:
+    """Load or draw the three sets."""
+    shapes = parse_shapes(job.shape, inputs)
+    if job.data is not None and job.domain:
+        raise MisuseError("give --data or --domain, not both")
+    if job.data is not None:
+        judge = None if job.judge is None else load_data(job.judge, inputs, shapes)
+        data = load_data(job.data, inputs, shapes)
+        return from_data(data, job.seed, sequence=job.sequence, judge=judge)
+    if job.judge is not None:
+        raise MisuseError("--judge goes with --data; from a domain the judge draws its own inputs")
+    if not job.domain:
+        raise no_domain_error(inputs, str(job.model))
+    domains = parse_domains(job.domain, inputs, shapes)
+    size = draws(domains)
+    return from_domains(domains, (min(MOST_DRAWN, 4 * size), size, size), job.seed)
+
+
+def _problem(
+    job: Job,
+    model: ModelProto,
+    samples: Samples,
+    tolerance: Tolerance | None,
+    progress: Progress,
+) -> Problem:
+    """Import the network, prove a way to batch, and cut the sets to what can be afforded."""
+    device = _device(job.device)
+    effort = EFFORTS[job.effort]
+    network, weights = import_network(model)
+    reference = {key: value.to(device) for key, value in weights.items()}
+    names = [spec.name for spec in network.inputs]
+    probes = [torch.from_numpy(samples.fit[name][:64]).to(device) for name in names]
+    network = network.proven(reference, probes)
+    cost = Cost.of(network, reference, probes, effort)
+    affordable = max(FEWEST, int(effort * PASS_UNITS * FORWARD_MACS / cost.macs))
+    fit, choose = (
+        _tensors(samples.fit, names, affordable),
+        _tensors(samples.choose, names, max(FEWEST, affordable // 3)),
+    )
+    judged = tuple(
+        place
+        for place, spec in enumerate(network.outputs)
+        if spec.kind == "float"
+        and (tolerance is None or not tolerance.outputs or spec.name in dict(tolerance.outputs))
+    )
+    if not judged:
+        raise AdapterError(f"{job.model} has no floating-point output to hold a distance on")
+    return Problem(
+        network=network,
+        reference=reference,
+        fit=[value.to(device) for value in fit],
+        choose=[value.to(device) for value in choose],
+        judged=judged,
+        tolerance=tolerance,
+        device=device,
+        seed=job.seed,
+        effort=effort,
+        related=job.data is not None,
+        progress=progress,
+    )
+
+
+def _tensors(arrays: Arrays, names: Sequence[str], most: int) -> list[torch.Tensor]:
+    return [torch.from_numpy(arrays[name][:most]) for name in names]
+
+
+def _device(name: str) -> torch.device:
+    """Choose where the steps run.
+
+    Raises:
+        MisuseError: CUDA is asked for and torch sees none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise MisuseError(f"there is no device '{name}'; there are auto, cpu and cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MisuseError(
+            "torch sees no CUDA device; leave out --device, or install a CUDA build of torch"
+        )
+    cuda = name != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def _first_state(model: ModelProto, problem: Problem, free: frozenset[WeightKey]) -> State:
+    """Lay out the original weights as a state."""
+    weights: dict[WeightKey, Dense] = {}
+    zeros = entries = 0
+    for weight in prunable(model):
+        values = problem.reference.get(weight.key)
+        if weight.is_float and values is not None:
+            weights[weight.key] = Dense(values, values != 0)
+        else:
+            array = numpy_helper.to_array(weight.tensor)
+            zeros, entries = zeros + int((array == 0).sum()), entries + array.size
+    adapting = {key: problem.reference[key] for key in extras(model) if key in problem.reference}
+    return State(weights, adapting, frozenset(free & weights.keys()), (zeros, entries))
+
+
+def _judged(
+    job: Job, model: ModelProto, problem: Problem, samples: Samples, candidate: Candidate
+) -> _Judged:
+    """Make the file's model and let onnxruntime judge it."""
+    problem.progress("judging", 0.95, f"sparsity {candidate.state.sparsity:.3f} in onnxruntime")
+    changed = {
+        key: value.cpu().numpy()
+        for key, value in candidate.state.tensors.items()
+        if value is not problem.reference[key]
+    }
+    patched = patch(model, changed, job.form)
+    judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
+    return _Judged(candidate, patched, judgement)
+
+
+def _report(
+    job: Job,
+    model: ModelProto,
+    problem: Problem,
+    samples: Samples,
+    judged: Sequence[_Judged],
+    last: _Judged,
+    written: bool,
+    start: float,
+) -> Report:
+    plain = densify(last.patched.model)
+    zeros, elements = count_zeros(plain)
+    zeros_before, elements_before = count_zeros(model)
+    pressed = FileSize.of(last.patched.model.SerializeToString())
+    absolute = problem.tolerance is not None and problem.tolerance.absolute
+    decision = last.judgement.decision
+    closest = None
+    if not written:
+        value = decision.absolute[0] if absolute else decision.relative[0]
+        closest = Closest(last.candidate.state.sparsity, value)
+    return Report(
+        model=job.model,
+        pressed=job.target,
+        out=job.target if written else None,
+        decision=decision,
+        distance=last.judgement.distance,
+        tolerance=problem.tolerance,
+        sparsity=zeros / elements if elements else 0.0,
+        original_sparsity=zeros_before / elements_before if elements_before else 0.0,
+        sizes=Sizes(FileSize.of(job.model), pressed),
+        seconds=monotonic() - start,
+        seed=job.seed,
+        device=str(problem.device),
+        providers=last.judgement.providers,
+        samples=SampleCounts(len(problem.fit[0]), len(problem.choose[0]), count(samples.judge)),
+        batching=problem.network.batching.mode,
+        judged=len(judged),
+        closest=closest,
+        layers=layer_rows(model, plain, last.patched.forms),
+        steps=str(last.candidate.steps),
+        log=last.candidate.state.log,
+        notes=_notes(problem, samples, last),
+    )
+
+
+def _notes(problem: Problem, samples: Samples, last: _Judged) -> tuple[str, ...]:
+    notes = list(last.candidate.notes)
+    if samples.duplicates:
+        notes.append(f"{samples.duplicates} samples of the data repeat another one")
+    unused = count(samples.fit) - len(problem.fit[0])
+    if unused:
+        notes.append(
+            f"{unused} of {count(samples.fit)} samples to fit were left out to keep the work within "
+            "the effort; --effort best uses more"
+        )
+    return tuple(notes)

@@ -1,0 +1,174 @@
+"""The largest compression within the tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import exp, inf, isfinite, log
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from onnxpress.objective import objective_of
+from onnxpress.step import Step, checked, fix, is_open
+from onnxpress_adapters.errors import MisuseError, StepError
+
+if TYPE_CHECKING:
+    from onnxpress.problem import Problem
+    from onnxpress.state import State
+
+DEVIATIONS = 1.645
+"""Standard errors above the mean at which a candidate is taken to be within the tolerance."""
+
+FIRST = 0.6
+"""The first sparsity tried."""
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One candidate.
+
+    Attributes:
+        sparsity: what the budgeted steps were given.
+        state: what they made of it.
+        distance: d on the choose set, scaled as the tolerance is (``Objective``).
+        upper: a bound on it, ``DEVIATIONS`` standard errors up.
+        notes: what a reader of the report should know.
+    """
+
+    sparsity: float
+    state: State
+    distance: float
+    upper: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """Find the largest sparsity of a step's open budgets within the tolerance.
+
+    Candidates are judged on the choose set. log d is close to straight in the sparsity, so the next
+    candidate lies where the line through the last two meets the tolerance, kept inside the bracket.
+
+    Attributes:
+        step: a step with at least one budgeted step whose sparsity is None.
+        floor: the smallest sparsity worth finding.
+        rounds: candidates tried, at most.
+        margin: share of the tolerance a candidate's upper bound may use.
+        resolution: the bracket's width, as a share of the entries kept, at which to stop.
+        deadline: a moment of ``time.monotonic`` after which no candidate is begun, or None. With a
+            deadline the result depends on the machine's speed.
+    """
+
+    step: Step
+    floor: float = 0.0
+    rounds: int = 8
+    margin: float = 0.9
+    resolution: float = 0.05
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a step without an open budget."""
+        if not is_open(self.step):
+            raise MisuseError(
+                f"nothing to search in {self.step}: leave the sparsity of a step open, "
+                "or run the chain without a search"
+            )
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Give the state of the sparsest candidate within the tolerance.
+
+        Raises:
+            StepError: none was.
+        """
+        limit = tolerance_of(problem) * self.margin
+        best = self.best(self.points(state, problem), problem)
+        if best.upper > limit:
+            raise StepError(
+                f"no sparsity was within the tolerance; closest: {best.distance:.3g} "
+                f"at sparsity {best.sparsity:.2f}"
+            )
+        return best.state
+
+    def best(self, points: Sequence[Point], problem: Problem) -> Point:
+        """Give the sparsest candidate within the margin, or else the nearest to it."""
+        limit = tolerance_of(problem) * self.margin
+        within = [point for point in points if point.upper <= limit]
+        if not within:
+            return min(points, key=lambda point: point.upper)
+        return max(within, key=lambda point: point.sparsity)
+
+    def points(
+        self, state: State, problem: Problem, known: Sequence[Point] = ()
+    ) -> list[Point]:
+        """Try candidates and give all of them, those already known first.
+
+        Interrupted from the keyboard with a candidate within the tolerance, it ends there.
+        """
+        limit = tolerance_of(problem) * self.margin
+        points = list(known)
+        for place in range(self.rounds):
+            low, high = _bracket(points, limit)
+            if high[0] <= self.floor or (1 - low[0]) <= (1 - high[0]) * (1 + self.resolution):
+                break
+            if points and self.deadline is not None and monotonic() > self.deadline:
+                break
+            sparsity = max(self.floor, _between(low, high, limit) if points else FIRST)
+            problem.progress("pressing", place / self.rounds, f"trying sparsity {sparsity:.3f}")
+            try:
+                point = self._try(sparsity, state, problem)
+            except KeyboardInterrupt:
+                if low[0] == 0.0:
+                    raise
+                note = "interrupted: this is the best that was found until then"
+                return [replace(point, notes=(*point.notes, note)) for point in points]
+            points.append(point)
+        return points
+
+    def _try(self, sparsity: float, state: State, problem: Problem) -> Point:
+        objective = objective_of(problem)
+        found = checked(fix(self.step, sparsity), state, problem)
+        measured = objective.measure(found.tensors, problem.choose)
+        value, upper = measured.value, measured.upper(DEVIATIONS)
+        note = f"sparsity {sparsity:.4f}: d {value:.3g}, at most {upper:.3g} on choose"
+        return Point(sparsity, found.noted(note), value, upper if isfinite(upper) else inf)
+
+
+def tolerance_of(problem: Problem) -> float:
+    """Give the number d is held to.
+
+    Raises:
+        MisuseError: the problem has no tolerance.
+    """
+    if problem.tolerance is None:
+        raise MisuseError("a search needs a tolerance: give --tolerance, such as 1%")
+    return problem.tolerance.value
+
+
+def _bracket(
+    points: Sequence[Point], limit: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Give the sparsest point within the limit and the next one beyond: (sparsity, bound) each."""
+    low, high = (0.0, 0.0), (1.0, inf)
+    for point in points:
+        if point.upper <= limit and point.sparsity > low[0]:
+            low = (point.sparsity, point.upper)
+    for point in points:
+        if point.upper > limit and low[0] < point.sparsity < high[0]:
+            high = (point.sparsity, point.upper)
+    return low, high
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], limit: float) -> float:
+    """Propose a sparsity inside the bracket, by a line through log d against log density."""
+    if low[1] > 0 and high[1] < inf:
+        rise = log(high[1]) - log(low[1])
+        share = (log(limit) - log(low[1])) / rise if rise > 0 else 0.5
+        share = min(0.85, max(0.15, share))
+    elif low[1] > 0:
+        # Nothing failed yet: keep two thirds of what the best candidate keeps, or fewer if d is
+        # far below the tolerance.
+        return 1 - (1 - low[0]) * (0.66 if low[1] > 0.1 * limit else 0.5)
+    else:
+        return low[0] + 0.5 * (high[0] - low[0])
+    kept_low, kept_high = log(1 - low[0]), log(max(1 - high[0], 1e-6))
+    return 1 - exp(kept_low + share * (kept_high - kept_low))

@@ -1,0 +1,168 @@
+"""Greedy functional distance: always to the nearest sparser network, as far as that can be seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from onnxpress import obs
+from onnxpress.curvature import gauss_newton
+from onnxpress.layerwise import REFIT_ROUNDS, allocated, curves_of, hessians_of
+from onnxpress.objective import Objective, objective_of
+from onnxpress.step import target_count
+from onnxpress.steps.repair import Repair
+from onnxpress.support import cut, keep_largest_overall
+from onnxpress_adapters.errors import StepError
+from onnxpress_adapters.weights import WeightKey
+
+if TYPE_CHECKING:
+    from onnxpress.problem import Problem
+    from onnxpress.state import State
+
+DRAWS = 24
+"""Backward passes behind one diagonal of the Gauss-Newton matrix."""
+
+LARGEST_BITE = 0.5
+"""Share of its remaining entries one weight may lose in one block."""
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Remove what d misses least, and let the rest adapt.
+
+    Two phases. *Layer by layer*, from a network that is not pruned yet: optimal brain surgery gives
+    every layer an order of removal and the values that remain, d is measured for each layer at each
+    level, and dynamic programming shares the budget out. *In blocks*, from a network that is already
+    pruned or when the budget lies beyond ``layerwise``: entries with the smallest predicted increase
+    of d, -w·g + w²·h with the gradient g of d and its Gauss-Newton diagonal h, leave together; the
+    layers adapt; and the increase is measured. Where it is far above the prediction the block is
+    taken back and halved (a trust region), where it is as predicted the next one is larger.
+
+    Attributes:
+        sparsity: share of zeros over the free weights, 0 to 1; None for a search to find.
+        layerwise: sparsity up to which the first phase goes.
+        block: share of the remaining entries that leave in one block, to begin with.
+        trust: a block is taken back when d rises by more than so many times the prediction.
+        between: the repair after each block.
+
+    Source:
+        seeds/sparsification_mathematics.md, "The Algorithm". LeCun, Denker, Solla 1989 for the
+        score, with the linear term they drop: FACTS section 4 says why it must stay.
+    """
+
+    sparsity: float | None = None
+    layerwise: float = 1.0
+    block: float = 0.15
+    trust: float = 3.0
+    between: Repair = field(default_factory=lambda: Repair(work=2.0))
+
+    def at(self, sparsity: float) -> Greedy:
+        """Give the same step with its sparsity fixed."""
+        return replace(self, sparsity=sparsity)
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Prune to the sparsity; entries already pruned stay pruned."""
+        if self.sparsity is None:
+            raise StepError(f"{self} has no sparsity: give it one, or put it in a search")
+        objective = objective_of(problem)
+        goal = target_count(state, self.sparsity)
+        if _is_untouched(state, problem):
+            first = max(goal, target_count(state, min(self.layerwise, 1.0)))
+            state = self._layer_by_layer(state, objective, first)
+        while _kept(state) > goal:
+            state = self._block(state, objective, goal)
+        return state
+
+    def _layer_by_layer(self, state: State, objective: Objective, count: int) -> State:
+        """Surgery in every layer, at the levels the allocation chose."""
+        curves = curves_of(objective, state)
+        shares = allocated(curves, count)
+        changed = {curve.key: curve.at(shares[curve.key]) for curve in curves}
+        return state.with_weights(changed).noted(f"layer by layer to {count} entries")
+
+    def _block(self, state: State, objective: Objective, goal: int) -> State:
+        """Remove one block within the trust region, then repair."""
+        free = sorted(state.free)
+        before, gradient = objective.gradient(state.tensors, free)
+        generator = objective.problem.generator(f"block {_kept(state)}")
+        curvature = gauss_newton(objective, state.tensors, free, DRAWS, generator)
+        scores = {}
+        for key in free:
+            form = state.weights[key]
+            score = form.values * (form.values * curvature[key] - gradient[key])
+            scores[key] = torch.where(form.support, score, torch.inf)
+        kept = _kept(state)
+        size = min(kept - goal, max(1, int(self.block * kept)))
+        while True:
+            taken = _smallest(scores, state, size)
+            predicted = sum(
+                float(scores[key][gone].clamp_min(0).sum()) for key, gone in taken.items()
+            )
+            candidate = self._without(state, objective, taken)
+            measured = objective.measure(candidate.tensors, objective.problem.fit)
+            rise = float(measured.per_output.sum()) - before
+            if rise <= self.trust * predicted + 0.1 * before or size <= max(1, kept // 500):
+                break
+            size = max(1, size // 2)
+        note = f"block of {size}: d {before:.3g}, predicted +{predicted:.3g}, measured {rise:+.3g}"
+        return self.between(candidate.noted(note), objective.problem)
+
+    def _without(self, state: State, objective: Objective, taken: dict[WeightKey, Tensor]) -> State:
+        """Give the state without a block, layers adapted to the loss."""
+        hessians = _hessians(objective, state)
+        layers = {layer.key: layer for layer in objective.problem.network.layers}
+        changed = {}
+        for key, gone in taken.items():
+            form = state.weights[key]
+            support = form.support & ~gone
+            if key in hessians and bool(gone.any()):
+                layer = layers[key]
+                matrix = layer.matrix(form.values)
+                fitted = obs.refit(
+                    matrix, hessians[key], layer.matrix(support), matrix, REFIT_ROUNDS
+                )
+                changed[key] = cut(layer.weight(fitted).contiguous(), support)
+            else:
+                changed[key] = cut(form.values, support)
+        return state.with_weights(changed)
+
+
+def _smallest(scores: dict[WeightKey, Tensor], state: State, size: int) -> dict[WeightKey, Tensor]:
+    """Mark the ``size`` smallest scores, at most ``LARGEST_BITE`` of each weight's support."""
+    limited = {}
+    for key, score in scores.items():
+        support = state.weights[key].support
+        bite = max(1, int(LARGEST_BITE * int(support.sum())))
+        spared = keep_largest_overall({key: score}, score.numel() - min(bite, score.numel()))[key]
+        limited[key] = torch.where(spared, torch.inf, score)
+    available = sum(int(torch.isfinite(score).sum()) for score in limited.values())
+    size = min(size, available)
+    total = sum(score.numel() for score in limited.values())
+    kept = keep_largest_overall(limited, total - size)
+    return {key: ~mask for key, mask in kept.items() if not bool(mask.all())}
+
+
+def _hessians(objective: Objective, state: State) -> dict[WeightKey, Tensor]:
+    """Give the layers' Hessians on the original network's activations; computed once."""
+    memo = objective.problem.memo
+    known = memo.get(("hessians", state.free))
+    if isinstance(known, dict):
+        return known
+    found = hessians_of(objective, state.free, {})
+    memo[("hessians", state.free)] = found
+    return found
+
+
+def _kept(state: State) -> int:
+    return sum(state.weights[key].nonzeros for key in state.free)
+
+
+def _is_untouched(state: State, problem: Problem) -> bool:
+    return all(
+        state.weights[key].values is problem.reference[key]
+        or bool((state.weights[key].values == problem.reference[key]).all())
+        for key in state.free
+    )
