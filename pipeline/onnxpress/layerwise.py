@@ -167,12 +167,11 @@ def _measured(objective: Objective, state: State, curve: Curve, curves: int) -> 
     samples = max(8, min(256, len(problem.choose[0]), int(forwards / levels / each)))
     picked = max(4, min(levels, int(forwards / (samples * each))))
     places = sorted({round(x) for x in np.linspace(1, levels, picked)})
-    inputs = [value[:samples] for value in problem.choose]
     counts = curve.counts()
     seen = [0.0]
     for place in places:
         tensors = {**state.tensors, curve.key: curve.at(counts[place]).values}
-        value = objective.measure(tensors, inputs).value
+        value = objective.measure_choose(tensors, samples).value
         seen.append(value if np.isfinite(value) else 1e30)
     # In log d against the level: curves are close to straight there.
     logs = np.log(np.maximum(np.maximum.accumulate(seen), 1e-12))

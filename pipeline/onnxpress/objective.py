@@ -62,6 +62,7 @@ class Objective:
     scales: Tensor  # [judged], float64 on the CPU
     cost: Cost
     targets: tuple[Tensor, ...] | None  # per judged output, [fit samples, *shape]
+    chosen: tuple[Tensor, ...] | None  # likewise for the choose set
 
     def outputs(
         self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]
@@ -99,16 +100,43 @@ class Objective:
             else:
                 yield inputs, [value[start : start + step] for value in self.targets]
 
-    def measure(self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]) -> Measured:
-        """Measure d on samples, batch by batch in float64, without a gradient."""
+    def measure(
+        self,
+        tensors: Mapping[WeightKey, Tensor],
+        inputs: Sequence[Tensor],
+        wanted: Sequence[Tensor] | None = None,
+    ) -> Measured:
+        """Measure d on samples, batch by batch in float64, without a gradient.
+
+        Args:
+            tensors: laid over the reference weights.
+            inputs: one per graph input, ``[samples, *feed shape]``.
+            wanted: what the reference network answers, where that is known.
+        """
         rows = []
         with torch.no_grad():
             for start in range(0, len(inputs[0]), self.cost.batch):
-                part = [value[start : start + self.cost.batch] for value in inputs]
-                pairs = zip(self.outputs(tensors, part), self.reference(part), strict=True)
+                stop = start + self.cost.batch
+                part = [value[start:stop] for value in inputs]
+                known = wanted and [value[start:stop] for value in wanted]
+                pairs = zip(
+                    self.outputs(tensors, part), known or self.reference(part), strict=True
+                )
                 errors = [(a.double() - b.double()).square().flatten(1).sum(1) for a, b in pairs]
                 rows.append(torch.stack(errors, 1).cpu())
         return Measured(torch.cat(rows), self.scales)
+
+    def measure_choose(
+        self, tensors: Mapping[WeightKey, Tensor], samples: int | None = None
+    ) -> Measured:
+        """Measure d on the choose set, or on its first ``samples``."""
+        inputs = [value[:samples] for value in self.problem.choose]
+        wanted = self.chosen and [value[:samples] for value in self.chosen]
+        return self.measure(tensors, inputs, wanted)
+
+    def measure_fit(self, tensors: Mapping[WeightKey, Tensor]) -> Measured:
+        """Measure d on the fit set."""
+        return self.measure(tensors, self.problem.fit, self.targets)
 
     def gradient(
         self, tensors: Mapping[WeightKey, Tensor], keys: Sequence[WeightKey]
@@ -134,11 +162,17 @@ def objective_of(problem: Problem) -> Objective:
     if isinstance(known, Objective):
         return known
     cost = Cost.of(problem.network, problem.reference, problem.fit, problem.effort)
-    bare = Objective(problem, torch.ones(len(problem.judged), dtype=torch.float64), cost, None)
+    bare = Objective(problem, torch.ones(len(problem.judged), dtype=torch.float64), cost, None, None)
     scales, targets = _survey(bare)
-    objective = Objective(problem, scales, cost, targets)
+    answers = bare.reference(problem.choose)
+    chosen = tuple(answers) if _bytes(answers) <= KEPT_BYTES else None
+    objective = Objective(problem, scales, cost, targets, chosen)
     problem.memo["objective"] = objective
     return objective
+
+
+def _bytes(values: Sequence[Tensor]) -> int:
+    return sum(value.nbytes for value in values)
 
 
 def _survey(bare: Objective) -> tuple[Tensor, tuple[Tensor, ...] | None]:
@@ -148,12 +182,14 @@ def _survey(bare: Objective) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     sums: list[Tensor] = []
     squares = torch.zeros(len(problem.judged), dtype=torch.float64)
     size_bytes = 0
-    for inputs, wanted in bare.batches():
+    for _, wanted in bare.batches():
+        size_bytes += _bytes(wanted)
         for place, value in enumerate(wanted):
             if not bool(torch.isfinite(value).all()):
                 name = problem.network.outputs[problem.judged[place]].name
                 raise StepError(
-                    f"output '{name}' of the original model is not finite on the inputs"
+                    f"output '{name}' of the original model is not finite on some of the inputs; "
+                    "leave those inputs out, or judge other outputs with --output"
                 )
             summed = value.double().sum(0)
             if len(sums) <= place:
@@ -161,7 +197,6 @@ def _survey(bare: Objective) -> tuple[Tensor, tuple[Tensor, ...] | None]:
             else:
                 sums[place] += summed
             squares[place] += value.double().square().sum().cpu()
-            size_bytes += value.nbytes
             if kept is not None:
                 kept[place].append(value)
         if size_bytes > KEPT_BYTES:

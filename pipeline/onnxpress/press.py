@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 
 EFFORTS: Mapping[str, float] = {"quick": 0.3, "default": 1.0, "best": 4.0}
 
-PASS_UNITS = 4.0
+PASS_UNITS = 6.0
 """Work one pass over the fit set may take; larger sets are cut to it."""
 
-FORWARD_MACS = 6.0e10
+FORWARD_MACS = 2.0e10
 """Multiply-adds of forward passes in a unit of work."""
 
 FEWEST = 64
@@ -282,7 +282,7 @@ def _problem(
     affordable = max(FEWEST, int(effort * PASS_UNITS * FORWARD_MACS / cost.macs))
     fit, choose = (
         _tensors(samples.fit, names, affordable),
-        _tensors(samples.choose, names, max(FEWEST, affordable // 3)),
+        _tensors(samples.choose, names, max(FEWEST, affordable // 2)),
     )
     judged = tuple(
         place

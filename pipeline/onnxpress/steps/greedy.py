@@ -102,7 +102,7 @@ class Greedy:
                 float(scores[key][gone].clamp_min(0).sum()) for key, gone in taken.items()
             )
             candidate = self._without(state, objective, taken)
-            measured = objective.measure(candidate.tensors, objective.problem.fit)
+            measured = objective.measure_fit(candidate.tensors)
             rise = float(measured.per_output.sum()) - before
             if rise <= self.trust * predicted + 0.1 * before or size <= max(1, kept // 500):
                 break

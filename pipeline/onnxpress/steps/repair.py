@@ -29,6 +29,9 @@ FEWEST_STEPS = 150
 WHOLE_BATCH_SECONDS = 0.25
 """Units of work for one pass over the fit set up to which ``auto`` takes L-BFGS."""
 
+MANY_STEPS = 800
+"""Adam steps from which on ``rate`` holds; fewer steps are shorter, by the square."""
+
 
 @dataclass(frozen=True)
 class Repair:
@@ -66,7 +69,7 @@ class Repair:
         point = _Point.of(state, extras=self.extras)
         if not point.leaves:
             return state
-        before = objective.measure(state.tensors, problem.choose).value
+        before = objective.measure_choose(state.tensors).value
         lbfgs = self.method == "lbfgs" or (self.method == "auto" and self._is_cheap(objective))
         best = self._lbfgs(objective, point) if lbfgs else self._adam(objective, point, before)
         if best is None:
@@ -88,9 +91,11 @@ class Repair:
         batch = max(2, min(batch, cost.steps(self.work, 1) // FEWEST_STEPS))
         steps = cost.steps(self.work, batch)
         passes = cost.steps(LOOKING * self.work, len(problem.choose[0])) * 2
+        # Few noisy steps must be short ones, or they undo more than they mend.
+        share = min(1.0, steps / MANY_STEPS) ** 2
         generator = problem.generator(f"repair {state_size(point)}")
         groups = [
-            {"params": [leaf], "lr": self.rate * point.scale(key)}
+            {"params": [leaf], "lr": self.rate * share * point.scale(key)}
             for key, leaf in point.leaves.items()
         ]
         adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
@@ -106,7 +111,7 @@ class Repair:
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             if (step + 1) % look == 0 or step + 1 == steps:
-                found = objective.measure(point.tensors(), problem.choose).value
+                found = objective.measure_choose(point.tensors()).value
                 if found < (before if best is None else best[0]):
                     best = found, point.values()
         return best
@@ -163,7 +168,7 @@ class Repair:
             with torch.no_grad():
                 for leaf, value, scale in zip(leaves, unit, scales, strict=True):
                     leaf.copy_(value * scale)
-            found = objective.measure(point.tensors(), problem.choose).value
+            found = objective.measure_choose(point.tensors()).value
             if best is not None and not found < best[0]:
                 break
             best = found, point.values()
