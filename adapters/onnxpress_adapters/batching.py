@@ -57,7 +57,9 @@ class Batching:
         inputs: Sequence[Tensor],
         watch: Sequence[Site] = (),
     ) -> Trace:
-        """Run samples ``[samples, *feed shape]``; watched values hold all samples, in any layout."""
+        """Run samples ``[samples, *feed shape]``; watched values hold all, in any layout."""
+        if not inputs:
+            raise MisuseError("the model takes no inputs, so there are no samples to run it on")
         counts = {len(value) for value in inputs}
         if len(counts) != 1 or 0 in counts:
             raise MisuseError(
@@ -109,6 +111,7 @@ class Batching:
     ) -> Trace:
         """Vectorise the graph over samples."""
         ran: list[int] = []
+        sizes: dict[tuple[tuple[str, ...], int], int] = {}
 
         def once(*mapped: Tensor) -> tuple[Tensor, ...]:
             rest = iter(mapped)
@@ -117,6 +120,7 @@ class Batching:
                 for axis, value in zip(self.input_axes, inputs, strict=True)
             ]
             trace = network.run(weights, given, watch=watch)
+            sizes.update(trace.sizes)
             ran[:] = [i for i, value in enumerate(trace.watched) if value is not None]
             return (*trace.outputs, *(v for v in trace.watched if v is not None))
 
@@ -126,7 +130,7 @@ class Batching:
         watched: list[Tensor | None] = [None] * len(watch)
         for place, value in zip(ran, results[count:], strict=True):
             watched[place] = value
-        return Trace(tuple(results[:count]), tuple(watched))
+        return Trace(tuple(results[:count]), tuple(watched), sizes)
 
 
 LOOP = Batching("loop")
@@ -135,7 +139,10 @@ LOOP = Batching("loop")
 def choose(
     network: Network, weights: Mapping[WeightKey, Tensor], probes: Sequence[Tensor]
 ) -> Batching:
-    """Give the fastest way that equals the loop on up to three of the probes.
+    """Give the fastest way that equals the loop on two and on three of the probes.
+
+    Two counts, because a count may be the size of a dimension by chance. Where the probes are all
+    alike nothing would show that samples mix, and the loop is what remains.
 
     Args:
         network: any; its own batching is not used.
@@ -143,21 +150,37 @@ def choose(
         probes: one per input, ``[samples, *feed shape]``.
     """
     samples = len(probes[0]) if probes else 0
-    if samples < 2:
+    other = next((i for i in range(1, samples) if any((v[i] != v[0]).any() for v in probes)), None)
+    if other is None:
         return LOOP
-    picks = sorted({0, samples // 2, samples - 1})
+    picks = list(dict.fromkeys((0, other, samples - 1)))
     few = [value[picks] for value in probes]
     with torch.no_grad():
         expected = _loop(network, weights, few, ()).outputs
         for candidate in candidates(network):
-            try:
-                found = candidate.run(network, weights, few).outputs
-            except (AdapterError, RuntimeError):
-                # A guess about the graph that does not hold: torch says so with a RuntimeError.
-                continue
-            if all(_agree(a, b) for a, b in zip(expected, found, strict=True)):
+            if all(
+                _holds(candidate, network, weights, few, expected, count)
+                for count in range(2, len(picks) + 1)
+            ):
                 return candidate
     return LOOP
+
+
+def _holds(
+    candidate: Batching,
+    network: Network,
+    weights: Mapping[WeightKey, Tensor],
+    probes: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    count: int,
+) -> bool:
+    """Say whether a way gives the first ``count`` samples what the loop gave them."""
+    try:
+        found = candidate.run(network, weights, [value[:count] for value in probes]).outputs
+    except (AdapterError, RuntimeError):
+        # A guess about the graph that does not hold: torch says so with a RuntimeError.
+        return False
+    return all(_agree(a[:count], b) for a, b in zip(expected, found, strict=True))
 
 
 def candidates(network: Network) -> list[Batching]:

@@ -1,7 +1,7 @@
 """Which constants may adapt beside the prunable weights: biases, and scales and shifts of norms.
 
-They are free in a repair and never counted in a sparsity. Means and variances of a BatchNormalization
-are left alone: its scale and shift can do whatever they could.
+They are free in a repair and never counted in a sparsity. Means and variances of a
+BatchNormalization are left alone: its scale and shift can do whatever they could.
 """
 
 from __future__ import annotations
@@ -70,5 +70,5 @@ def _adapts(node: NodeProto, place: int, tensor: TensorProto) -> bool:
         return False
     if node.op_type == "Add":
         size = prod(tensor.dims)
-        return size > 1 and max(tensor.dims) == size
+        return size > 1 and size in tensor.dims
     return place in SLOTS.get(node.op_type, ())

@@ -1,18 +1,20 @@
 """A graph made ready to run: nodes bound to converters, constants sorted by lane.
 
-Two lanes run side by side. The *host* lane holds what decides shapes: integer and boolean constants,
-the results of Shape, and everything computed from these alone. Its values are numpy arrays and
-depend only on the shapes of the inputs, so they are computed once per input signature. The *device*
-lane holds tensors: the inputs, the weights, and whatever is computed from them.
+Two lanes run side by side. The *host* lane holds what decides shapes: integer and boolean
+constants, the results of Shape, and everything computed from these alone. Its values are numpy
+arrays and depend only on the shapes of the inputs, so they are computed once per input signature.
+The *device* lane holds tensors: the inputs, the weights, and whatever is computed from them.
 
 A floating-point constant is a weight, passed in at call time, if it can reach a tensor computed
-from the inputs; one that only feeds shape arithmetic (the scales of a Resize, say) stays on the host.
+from the inputs; one that only feeds shape arithmetic (the scales of a Resize, say) stays on the
+host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from onnx import GraphProto, NodeProto, numpy_helper
 
@@ -36,6 +38,7 @@ class Instruction:
         place: its index in its graph, Constant nodes counted.
         entry: the converter, or None for an operator of ``BUILT_IN``.
         host: input places that arrive as numpy arrays.
+        varies: whether the first input depends on what the graph's inputs hold, not only on shapes.
         bodies: attribute name to compiled body, for control flow.
         release: names whose values nobody reads afterwards.
     """
@@ -44,6 +47,7 @@ class Instruction:
     place: int
     entry: Entry | None
     host: frozenset[int]
+    varies: bool
     bodies: Mapping[str, Body]
     release: tuple[str, ...]
 
@@ -57,7 +61,7 @@ class Body:
         inputs: names of its inputs, initializers left out.
         outputs: names of its outputs.
         instructions: its nodes in order, without Constant nodes.
-        host: its constants of the host lane by name.
+        host: constants of the host lane by name, those of the graphs around it included.
         device: its constants of the device lane: name to key.
     """
 
@@ -124,15 +128,7 @@ class _Draft:
     graph: GraphProto
     constants: dict[str, Array]
     nodes: list[tuple[int, NodeView, Entry | None, dict[str, _Draft]]]
-    parent: _Draft | None
-    on_device: set[str]
-
-    def owner(self, name: str) -> _Draft | None:
-        """Find the draft, this one or an outer one, that holds a constant."""
-        draft: _Draft | None = self
-        while draft is not None and name not in draft.constants:
-            draft = draft.parent
-        return draft
+    on_device: set[str] = field(default_factory=set)
 
 
 class _Compiler:
@@ -142,13 +138,12 @@ class _Compiler:
         self.opsets = opsets
         self.registry = registry
         self.missing: dict[str, list[str]] = {}
+        self.varying: set[str] = set()
 
-    def draft(
-        self, graph: GraphProto, path: tuple[str, ...], parent: _Draft | None = None
-    ) -> _Draft:
+    def draft(self, graph: GraphProto, path: tuple[str, ...]) -> _Draft:
         """Decode nodes and constants of a graph and its bodies."""
         constants = {name: numpy_helper.to_array(t) for name, t in walk.constants(graph)}
-        draft = _Draft(path, graph, constants, [], parent, set())
+        draft = _Draft(path, graph, constants, [])
         for place, proto in enumerate(graph.node):
             if proto.op_type == "Constant" and proto.output[0] in constants:
                 continue
@@ -159,7 +154,7 @@ class _Compiler:
                 label = f"{node.domain or 'ai.onnx'}::{node.operator} (opset {node.version})"
                 self.missing.setdefault(label, []).append(node.name)
             bodies = {
-                entry_name.rpartition(".")[2]: self.draft(body, (*path, entry_name), draft)
+                entry_name.rpartition(".")[2]: self.draft(body, (*path, entry_name))
                 for entry_name, body in walk.bodies(proto, place)
             }
             draft.nodes.append((place, node, None if built_in else entry, bodies))
@@ -172,10 +167,10 @@ class _Compiler:
     def sort_lanes(self, main: _Draft) -> None:
         """Mark, in every draft, the constants that can reach a tensor computed from the inputs."""
         initial = set(main.constants)
-        varying = {v.name for v in main.graph.input if v.name not in initial}
-        self._spread(main, varying)
+        self.varying = {v.name for v in main.graph.input if v.name not in initial}
+        self._spread(main, self.varying)
         wanted = {v.name for v in main.graph.output}
-        self._reach(main, varying, wanted)
+        self._reach(main, self.varying, wanted)
 
     def _spread(self, draft: _Draft, varying: set[str]) -> None:
         """Add to ``varying`` the names whose values depend on what the inputs hold."""
@@ -206,12 +201,24 @@ class _Compiler:
             name for name, value in draft.constants.items() if name in wanted and _is_float(value)
         }
 
-    def finish(self, draft: _Draft, constants: dict[WeightKey, Array]) -> Body:
-        """Turn a draft whose constants have a lane into a body."""
+    def finish(
+        self,
+        draft: _Draft,
+        constants: dict[WeightKey, Array],
+        around: Mapping[str, Array] = MappingProxyType({}),
+    ) -> Body:
+        """Turn a draft whose constants have a lane into a body.
+
+        Args:
+            draft: with its lanes sorted.
+            constants: where the constants of the device lane are put.
+            around: the host constants of the graphs around this one.
+        """
         last = _last_reads(draft)
         device = {name: WeightKey(draft.path, name) for name in draft.constants}
         device = {name: key for name, key in device.items() if name in draft.on_device}
         constants.update({key: draft.constants[name] for name, key in device.items()})
+        host = {**around, **{n: v for n, v in draft.constants.items() if n not in device}}
         instructions = []
         for order, (place, node, entry, bodies) in enumerate(draft.nodes):
             instructions.append(
@@ -220,7 +227,8 @@ class _Compiler:
                     place=place,
                     entry=entry,
                     host=host_places(entry, len(node.inputs)),
-                    bodies={name: self.finish(body, constants) for name, body in bodies.items()},
+                    varies=bool(node.inputs) and node.inputs[0] in self.varying,
+                    bodies={n: self.finish(body, constants, host) for n, body in bodies.items()},
                     release=tuple(sorted(last.get(order, ()))),
                 )
             )
@@ -230,7 +238,7 @@ class _Compiler:
             inputs=tuple(v.name for v in draft.graph.input if v.name not in initial),
             outputs=tuple(v.name for v in draft.graph.output),
             instructions=tuple(instructions),
-            host={n: v for n, v in draft.constants.items() if n not in device},
+            host=host,
             device=device,
         )
 
@@ -247,7 +255,7 @@ def host_places(entry: Entry | None, count: int) -> frozenset[int]:
 
 def _is_float(value: Array) -> bool:
     # ml_dtypes' bfloat16 and float8 are of kind 'V'; numpy's own floats of kind 'f'.
-    return value.dtype.kind == "f" or value.dtype.name in ("bfloat16",)
+    return bool(value.dtype.kind == "f" or value.dtype.name == "bfloat16")
 
 
 def _reads(node: NodeView, bodies: Mapping[str, _Draft]) -> set[str]:

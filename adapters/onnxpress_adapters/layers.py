@@ -1,8 +1,8 @@
 """A prunable weight seen as a matrix, and the columns its input makes.
 
 A layer computes ``Y = W X`` in each of its groups, with ``W`` ``[rows, columns]``: rows are outputs
-(features, channels), columns are what one output reads. Layer-wise methods (OBS, least squares) only
-need ``W`` and the second moment of ``X``.
+(features, channels), columns are what one output reads. Layer-wise methods (OBS, least squares)
+only need ``W`` and the second moment of ``X``.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Layer:
         return stacked.transpose(1, 2) if self._columns_first else stacked
 
     def weight(self, matrix: Tensor) -> Tensor:
-        """Put ``[groups, rows, columns]`` back into the weight's shape; the inverse of ``matrix``."""
+        """Put ``[groups, rows, columns]`` back into the weight's shape: undo ``matrix``."""
         if self.node.operator == "ConvTranspose":
             inner = self.shape[0] // self.groups
             split = matrix.reshape(self.groups, self.rows, inner, *self.shape[2:]).transpose(1, 2)
@@ -102,7 +102,8 @@ class Layer:
         """Turn what the node was given into the columns ``X`` of ``Y = W X``.
 
         Args:
-            value: the input that meets the weight; further leading dimensions (samples) are welcome.
+            value: the input that meets the weight, as ``Network.run`` watches it; further leading
+                dimensions (samples) are welcome.
             limit: keep at most so many columns, evenly spread; all by default.
 
         Returns:
@@ -110,6 +111,9 @@ class Layer:
         """
         if self._convolves:
             return self._windows(value, limit)
+        alpha = self.node.get("alpha", 1.0)
+        if alpha != 1:
+            value = alpha * value
         if self._meets_rows:
             value = value.transpose(-1, -2) if value.ndim > 1 else value
         return _pick(self._stacked(value), limit)

@@ -14,6 +14,8 @@ from onnxpress_adapters import batching, ops
 from onnxpress_adapters.errors import AdapterError, MisuseError
 from onnxpress_adapters.graph import Body, Instruction, Program, compile_graph
 from onnxpress_adapters.layers import Layer, layers_of
+from onnxpress_adapters.node import NodeView
+from onnxpress_adapters.ops.dtypes import to_tensor
 from onnxpress_adapters.specs import InputSpec, OutputSpec, specs
 from onnxpress_adapters.trace import Array, Site, Trace, Value
 from onnxpress_adapters.weights import WeightKey
@@ -24,13 +26,25 @@ if TYPE_CHECKING:
 PLANS = 32
 """How many input signatures keep their shape arithmetic."""
 
+LARGEST_LOAN = 1 << 20
+"""Bytes up to which a plan keeps a device copy of what it computed."""
+
+SHAPED_BY_DATA = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+"""Operators whose results have a shape that depends on what their inputs hold."""
+
+TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
+"""Operators told the shape of their result, with the place of the input that tells it."""
+
+REFUSALS = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError)
+"""What torch and numpy raise when a node does not fit its inputs."""
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What the host lane computed for one input signature, and device copies of what it lends."""
 
     values: dict[str, Array] = field(default_factory=dict)
-    tensors: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict)
+    tensors: dict[Any, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +53,8 @@ class Network:
 
     Floating-point inputs and weights are computed with in float32 (float64 stays float64), also
     where the model says float16. Every operation is differentiable in the weights as far as the
-    operator is. The plans are a memo of the shape arithmetic, which inputs of the same shapes share.
+    operator is. Plans and loans are memos: of the shape arithmetic, which inputs of the same shapes
+    share, and of the device copies of integer constants.
 
     Attributes:
         program: the compiled graph.
@@ -55,6 +70,7 @@ class Network:
     layers: tuple[Layer, ...]
     batching: batching.Batching = batching.LOOP
     plans: dict[Any, Plan] = field(default_factory=dict, repr=False)
+    loans: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, weights: Mapping[WeightKey, Tensor], *inputs: Value) -> tuple[Tensor, ...]:
         """Run the graph once.
@@ -87,7 +103,9 @@ class Network:
 
         Returns:
             The outputs, and the watched values in the order of ``watch``; None for a node that did
-            not run (in a branch not taken).
+            not run (in a branch not taken). What a MatMul is given comes with all the dimensions
+            the product gives it: a vector as the row or column it stands for, and as many leading
+            ones as the other side has.
         """
         if len(inputs) != len(self.inputs):
             raise MisuseError(f"the model takes {len(self.inputs)} inputs, not {len(inputs)}")
@@ -98,9 +116,12 @@ class Network:
                 self.plans.clear()
             plan = self.plans[signature] = Plan()
         device = next(iter(weights.values())).device if weights else torch.device("cpu")
-        run = _Run(weights, device, plan, frozenset(watch), rebatched)
+        run = _Run(weights, device, plan, self.loans, frozenset(watch), rebatched)
         main = self.program.main
-        given = {n: _working(v) for n, v in zip(main.inputs, inputs, strict=True)}
+        given = {
+            name: _working(value) if isinstance(value, Tensor) else value
+            for name, value in zip(main.inputs, inputs, strict=True)
+        }
         outputs = run.body(main, given, {})
         return Trace(
             tuple(run.tensor(value) for value in outputs),
@@ -145,25 +166,40 @@ def import_network(model: ModelProto) -> tuple[Network, dict[WeightKey, Tensor]]
 
     Raises:
         UnsupportedOperatorError: operators without a converter, all listed with node names.
+        AdapterError: an output is no tensor.
     """
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     program = compile_graph(model.graph, opsets, ops.load())
     inputs, outputs = specs(model)
+    odd = [f"'{spec.name}' is a {spec.holds}" for spec in outputs if spec.holds != "tensor"]
+    if odd:
+        raise AdapterError(
+            f"output {', '.join(odd)}; onnxpress works with models whose outputs are plain "
+            "tensors, so export the model without it"
+        )
     weights = {key: _from_numpy(value) for key, value in program.constants.items()}
-    return Network(program, inputs, outputs, layers_of(model)), weights
+    # A weight that only feeds shapes, or nothing, is a constant of the host lane.
+    layers = tuple(layer for layer in layers_of(model) if layer.key in weights)
+    return Network(program, inputs, outputs, layers), weights
 
 
 @dataclass(eq=False)
 class _Run:
-    """One execution: the state the instructions share."""
+    """One execution: the state the instructions share.
+
+    ``loose`` are the names whose shape depends on what the inputs hold; nothing made of them may
+    enter a plan.
+    """
 
     weights: Mapping[WeightKey, Tensor]
     device: torch.device
     plan: Plan
+    loans: dict[Any, Tensor]
     watch: frozenset[Site]
     rebatched: int
     seen: dict[Site, Tensor] = field(default_factory=dict)
     sizes: dict[tuple[tuple[str, ...], int], int] = field(default_factory=dict)
+    loose: set[str] = field(default_factory=set)
 
     def body(
         self, body: Body, given: Mapping[str, Value], outer: Mapping[str, Value]
@@ -176,7 +212,7 @@ class _Run:
             self.step(body, instruction, values, planned)
             for name in instruction.release:
                 values.pop(name, None)
-        return [values[name] for name in body.outputs]
+        return [_read(values, name, "the graph") for name in body.outputs]
 
     def step(
         self,
@@ -191,11 +227,15 @@ class _Run:
             values.update({name: planned[name] for name in names})
             return
         node = instruction.node
-        inputs = [values[name] if name else None for name in node.inputs]
+        inputs = [_read(values, name, node) if name else None for name in node.inputs]
         for place, value in enumerate(inputs):
-            if (body.path, instruction.place, place) in self.watch and value is not None:
-                self.seen[(body.path, instruction.place, place)] = self.tensor(value)
-        results = self.results(instruction, inputs, values)
+            site = (body.path, instruction.place, place)
+            if site in self.watch and value is not None:
+                self.seen[site] = _as_met(node, place, self.tensor(value), inputs)
+        results = self.results(body, instruction, inputs, values)
+        if self.is_loose(instruction, inputs):
+            self.loose.update(names)
+            planned = None
         if results and isinstance(results[0], Tensor):
             self.sizes[(body.path, instruction.place)] = results[0].numel()
         for name, result in zip(node.outputs, results, strict=False):
@@ -204,8 +244,27 @@ class _Run:
                 if planned is not None and isinstance(result, np.ndarray):
                     planned[name] = result
 
+    def is_loose(self, instruction: Instruction, inputs: Sequence[Value | None]) -> bool:
+        """Say whether inputs of the same shapes can give a node's results another shape.
+
+        They can where a tensor decides the shape or the branch, and where an input is loose itself.
+        """
+        node = instruction.node
+        if any(name in self.loose for name in node.inputs):
+            return True
+        if any(name in self.loose for body in instruction.bodies.values() for name in body.outputs):
+            return True
+        deciding = instruction.host
+        if node.operator in SHAPED_BY_DATA or node.operator == "If":
+            deciding = frozenset(range(len(inputs)))
+        return any(isinstance(inputs[p], Tensor) for p in deciding if p < len(inputs))
+
     def results(
-        self, instruction: Instruction, inputs: list[Value | None], values: dict[str, Value]
+        self,
+        body: Body,
+        instruction: Instruction,
+        inputs: list[Value | None],
+        values: dict[str, Value],
     ) -> Sequence[Value | None]:
         """Compute one node in the lane its inputs stand in."""
         node = instruction.node
@@ -220,48 +279,53 @@ class _Run:
                 arguments.append(self.hosted(instruction, place, value, inputs))
             elif isinstance(value, np.ndarray):
                 name = node.inputs[place]
-                arguments.append(_from_numpy(value) if on_host else self.lent(name, value))
+                arguments.append(_from_numpy(value) if on_host else self.lent(body, name, value))
             else:
                 arguments.append(value)
         try:
             result = instruction.entry.convert(node, *arguments)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except REFUSALS as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise AdapterError(f"{node} cannot run on these inputs: {reason}") from error
         results = result if isinstance(result, (tuple, list)) else (result,)
         if on_host:
-            return [None if r is None else r.numpy() for r in results]
-        return [None if r is None else _working(r) for r in results]
+            return [None if r is None else _working(r).numpy() for r in results]
+        # A shape read from a tensor gives a result (of ConstantOfShape, say) made on the CPU.
+        return [None if r is None else _working(r).to(self.device) for r in results]
 
     def hosted(
         self, instruction: Instruction, place: int, value: Value, inputs: list[Value | None]
     ) -> Array:
         """Give an input as a numpy array, with the batch in place of a hardwired leading 1."""
         array = value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
-        reshapes = instruction.node.operator in ("Reshape", "Expand") and place == 1
-        if self.rebatched > 1 and reshapes and array.size and array.flat[0] == 1:
-            first = inputs[0]
-            if first is not None and first.ndim and first.shape[0] == self.rebatched:
-                array = array.copy()
-                array.flat[0] = self.rebatched
+        node, first = instruction.node, inputs[0]
+        # What is made of constants alone keeps its shape, whatever the number of samples.
+        if self.rebatched == 1 or not instruction.varies or TARGETS.get(node.operator) != place:
+            return array
+        led = first is not None and first.ndim and first.shape[0] == self.rebatched
+        names_first_axis = (node.get("axes") or [0])[0] == 0
+        if led and names_first_axis and array.size and array.flat[0] == 1:
+            array = array.copy()
+            array.flat[0] = self.rebatched
         return array
 
-    def lent(self, name: str, value: Array) -> Tensor:
-        """Give a host value to the device lane, copied to the device once per plan."""
-        key = (name, self.device)
-        if value.nbytes > 1 << 20 or self.plan.values.get(name) is not value:
-            return _working(_from_numpy(value).to(self.device))
-        if key not in self.plan.tensors:
-            self.plan.tensors[key] = _working(_from_numpy(value).to(self.device))
-        return self.plan.tensors[key]
+    def lent(self, body: Body, name: str, value: Array) -> Tensor:
+        """Give a host value to the device lane; copies of constants and small results are kept."""
+        memo: dict[Any, Tensor] = {}
+        if body.host.get(name) is value:
+            memo = self.loans
+        elif self.plan.values.get(name) is value and value.nbytes <= LARGEST_LOAN:
+            memo = self.plan.tensors
+        key = (body.path, name, self.device)
+        if key not in memo:
+            memo[key] = self.tensor(value)
+        return memo[key]
 
     def tensor(self, value: Value) -> Tensor:
         """Give any value as a tensor on the run's device."""
-        if isinstance(value, np.ndarray):
-            return _working(_from_numpy(value).to(self.device))
-        return value
+        return _from_numpy(value).to(self.device) if isinstance(value, np.ndarray) else value
 
     def built_in(
         self, instruction: Instruction, inputs: list[Value | None], values: dict[str, Value]
@@ -280,6 +344,10 @@ class _Run:
             case "Size":
                 return [np.array(int(np.prod(first.shape, dtype=np.int64)), np.int64)]
             case _:
+                if first.shape not in ((), (1,)):
+                    raise AdapterError(
+                        f"{node} cannot branch on {list(first.shape)} truth values; it takes one"
+                    )
                 taken = "then_branch" if bool(first) else "else_branch"
                 return self.body(instruction.bodies[taken], {}, values)
 
@@ -292,14 +360,30 @@ def _signature(value: Value) -> Any:
 
 def _from_numpy(value: Array) -> Tensor:
     """Copy an array into a CPU tensor of the type it is computed with."""
-    if value.dtype.name in ("float16", "bfloat16"):
-        value = value.astype(np.float32)
-    # Arrays from a protobuf are read-only, and 0-d ones lose their shape in ascontiguousarray.
-    return torch.from_numpy(np.array(value, order="C"))
+    return _working(to_tensor(value))
 
 
-def _working(value: Value) -> Value:
+def _working(value: Tensor) -> Tensor:
     """Widen half precision, rounded as the model asked, to float32."""
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    return value
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _read(values: Mapping[str, Value], name: str, reader: object) -> Value:
+    """Look a value up.
+
+    Raises:
+        AdapterError: the converter that should make it does not (a rare optional output).
+    """
+    if name not in values:
+        raise AdapterError(f"{reader} needs '{name}', an output onnxpress does not compute")
+    return values[name]
+
+
+def _as_met(node: NodeView, place: int, value: Tensor, inputs: Sequence[Value | None]) -> Tensor:
+    """Give what a MatMul reads the dimensions it has in the product; leave all else as it is."""
+    other = inputs[1 - place] if node.operator == "MatMul" else None
+    if other is None:
+        return value
+    if value.ndim == 1:
+        value = value.unsqueeze(place)
+    return value[(None,) * max(0, other.ndim - value.ndim)]

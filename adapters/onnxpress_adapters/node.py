@@ -39,6 +39,7 @@ class NodeView:
         return self.attributes.get(name, default)
 
     def __str__(self) -> str:
+        """Name the node as messages do."""
         return f"{self.operator} '{self.name}'"
 
 

@@ -1,9 +1,9 @@
 """Which constants of a model are prunable weights: the one definition.
 
-A prunable weight is a constant of two or more dimensions that reaches the weight slot of an operator
-in ``SLOTS``, directly or through operators that only move or scale entries (``MOVES``), subgraphs
-included. Biases, norms and Gather tables are not. Every sparsity anywhere in onnxpress is the share
-of zeros over these.
+A prunable weight is a constant of two or more dimensions that reaches the weight slot of an
+operator in ``SLOTS``, directly or through operators that only move or scale entries (``MOVES``),
+subgraphs included. Biases, norms and Gather tables are not. Every sparsity anywhere in onnxpress is
+the share of zeros over these.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class _Finder:
         for place, node in enumerate(graph.node):
             for slot in SLOTS.get(node.op_type, ()):
                 if slot < len(node.input) and node.input[slot]:
-                    for key, tensor, via in _sources(node.input[slot], scopes, ()):
+                    for key, tensor, via in _sources(node.input[slot], scopes):
                         self.uses.setdefault(key, []).append(Use(node, path, place, slot, via))
                         self.constants.setdefault(key, tensor)
             for entry, body in walk.bodies(node, place):
@@ -148,20 +148,27 @@ class _Finder:
 
 
 def _sources(
-    name: str, scopes: tuple[_Scope, ...], via: tuple[str, ...]
+    name: str, scopes: tuple[_Scope, ...]
 ) -> Iterator[tuple[WeightKey, TensorProto, tuple[str, ...]]]:
-    """Follow a name back to the constants it is made of, inner scopes first."""
-    for depth, scope in enumerate(scopes):
+    """Follow a name back to the constants it is made of, inner scopes first; each is given once."""
+    waiting: list[tuple[str, tuple[_Scope, ...], tuple[str, ...]]] = [(name, scopes, ())]
+    # A chain of Concats that read the same name twice has more ways through it than atoms exist.
+    seen: set[tuple[str, tuple[str, ...], bool]] = set()
+    while waiting:
+        name, scopes, via = waiting.pop()
+        holds = (s for s in enumerate(scopes) if name in s[1].constants or name in s[1].makers)
+        depth, scope = next(holds, (0, None))
+        dequantized = "DequantizeLinear" in via
+        if scope is None or (name, scope.path, dequantized) in seen:
+            continue
+        seen.add((name, scope.path, dequantized))
         if name in scope.constants:
             tensor = scope.constants[name]
-            numeric = tensor.data_type in FLOATS or "DequantizeLinear" in via
-            if numeric and len(tensor.dims) >= 2:
+            if (tensor.data_type in FLOATS or dequantized) and len(tensor.dims) >= 2:
                 yield WeightKey(scope.path, name), tensor, via
-            return
-        if name in scope.makers:
-            node = scope.makers[name]
-            if node.op_type in MOVES:
-                passed = node.input if node.op_type == "Concat" else node.input[:1]
-                for source in passed:
-                    yield from _sources(source, scopes[depth:], (*via, node.op_type))
-            return
+            continue
+        node = scope.makers[name]
+        if node.op_type in MOVES:
+            passed = node.input if node.op_type == "Concat" else node.input[:1]
+            further = (*via, node.op_type)
+            waiting.extend((source, scopes[depth:], further) for source in reversed(passed))

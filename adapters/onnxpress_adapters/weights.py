@@ -29,6 +29,7 @@ class WeightKey:
     name: str
 
     def __str__(self) -> str:
+        """Write the path and the name, parted by slashes."""
         return "/".join((*self.path, self.name))
 
 
