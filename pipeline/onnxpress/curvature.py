@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 
 import torch
 from torch import Tensor
 
-from onnxpress.objective import Objective
+from onnxpress.objective import Objective, backward
 from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.weights import WeightKey
 
@@ -96,7 +97,7 @@ def gauss_newton(
         for value, scale in zip(outputs, objective.scales.tolist(), strict=True):
             signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
             total = total + (value * signs).sum() / (len(value) * scale) ** 0.5
-        total.backward()
+        backward(total)
         for key, leaf in leaves.items():
             if leaf.grad is not None:
                 totals[key] += leaf.grad.square() / draws
@@ -137,4 +138,4 @@ def largest_curvature(
 
 
 def _norm(tensors: Mapping[WeightKey, Tensor]) -> float:
-    return sum(float(value.double().square().sum()) for value in tensors.values()) ** 0.5
+    return sqrt(sum(float(value.double().square().sum()) for value in tensors.values()))

@@ -147,8 +147,8 @@ class Objective:
         for inputs, wanted in self.batches():
             loss = self.loss(self.outputs({**tensors, **leaves}, inputs), wanted)
             loss = loss * (len(inputs[0]) / samples)
-            loss.backward()
-            total += float(loss)
+            backward(loss)
+            total += float(loss.detach())
         return total, {key: _grad(leaf) for key, leaf in leaves.items()}
 
 
@@ -222,6 +222,17 @@ def _scale(problem: Problem, place: int, spread: float) -> float:
     own = dict(tolerance.outputs).get(name)
     share = 1.0 if own is None else own / tolerance.value
     return share if tolerance.absolute else share * spread
+
+
+def backward(loss: Tensor, *, keep: bool = False) -> None:
+    """Push the gradient of a loss back to the leaves, none where no leaf reaches a judged output.
+
+    Args:
+        loss: a single number.
+        keep: whether the graph behind it is needed again.
+    """
+    if loss.requires_grad:
+        loss.backward(retain_graph=keep)
 
 
 def _grad(leaf: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 from re import fullmatch
 from time import monotonic
@@ -26,7 +25,7 @@ from onnxpress.problem import Problem, Progress, Tolerance, silent
 from onnxpress.report import Closest, FileSize, Report, SampleCounts, Sizes, layer_rows
 from onnxpress.samples import Arrays, Samples, count, from_data, from_domains, load_data
 from onnxpress.state import State
-from onnxpress.step import Step, is_open
+from onnxpress.step import Step, is_open, matches
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
 from onnxpress_adapters.errors import AdapterError, MisuseError
 from onnxpress_adapters.extras import extras
@@ -230,15 +229,15 @@ def _free(job: Job, model: ModelProto) -> frozenset[WeightKey]:
             "floating-point model it was made from"
         )
     for pattern in (*job.include, *job.exclude):
-        if not any(fnmatchcase(str(key), pattern) for key in floats):
+        if not any(matches(key, pattern) for key in floats):
             near = get_close_matches(pattern, [str(key) for key in floats], n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f", such as '{floats[0]}'"
             raise MisuseError(f"no prunable weight matches '{pattern}'{hint}")
     kept = [
         key
         for key in floats
-        if (not job.include or any(fnmatchcase(str(key), p) for p in job.include))
-        and not any(fnmatchcase(str(key), p) for p in job.exclude)
+        if (not job.include or any(matches(key, p) for p in job.include))
+        and not any(matches(key, p) for p in job.exclude)
     ]
     if not kept:
         raise MisuseError("--include and --exclude together leave no weight to press")

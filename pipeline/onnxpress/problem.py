@@ -107,7 +107,7 @@ class Problem:
     effort: float = 1.0
     related: bool = False
     progress: Progress = field(default=silent, repr=False)
-    memo: dict[str, object] = field(default_factory=dict, repr=False)
+    memo: dict[object, object] = field(default_factory=dict, repr=False)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Give a fresh CPU generator that depends on the seed and the purpose only."""

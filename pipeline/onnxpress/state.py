@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from onnxpress_adapters.errors import StepError
@@ -33,7 +34,7 @@ class State:
     log: tuple[str, ...] = ()
 
     def with_weights(self, changed: Mapping[WeightKey, Dense]) -> State:
-        """Give a state with some weights replaced.
+        """Give a state with some weights replaced; one that is equal stays the object it was.
 
         Raises:
             StepError: a key is not free, or not a weight of this state.
@@ -41,11 +42,14 @@ class State:
         for key in changed:
             if key not in self.free or key not in self.weights:
                 raise StepError(f"'{key}' is not free: a step may not change it")
-        return replace(self, weights={**self.weights, **changed})
+        fresh = {key: form for key, form in changed.items() if not _same(form, self.weights[key])}
+        return replace(self, weights={**self.weights, **fresh})
 
     def with_extras(self, changed: Mapping[WeightKey, Tensor]) -> State:
-        """Give a state with some biases and norms replaced."""
-        return replace(self, extras={**self.extras, **changed})
+        """Give a state with some biases and norms replaced; likewise."""
+        known = self.extras
+        fresh = {key: new for key, new in changed.items() if not torch.equal(new, known[key])}
+        return replace(self, extras={**known, **fresh})
 
     def noted(self, line: str) -> State:
         """Give a state with one more line in its log."""
@@ -71,3 +75,7 @@ class State:
     def sparsity(self) -> float:
         """Zeros over entries, 0 to 1."""
         return self.zeros / self.elements if self.elements else 0.0
+
+
+def _same(new: Dense, old: Dense) -> bool:
+    return torch.equal(new.values, old.values) and torch.equal(new.support, old.support)

@@ -69,7 +69,7 @@ class Only:
         Raises:
             StepError: no free weight matches.
         """
-        free = frozenset(key for key in state.free if fnmatchcase(str(key), self.pattern))
+        free = frozenset(key for key in state.free if matches(key, self.pattern))
         if not free:
             known = ", ".join(sorted(str(key) for key in state.free)[:5])
             raise StepError(
@@ -77,6 +77,11 @@ class Only:
             )
         narrowed = replace(state, free=free)
         return replace(checked(self.step, narrowed, problem), free=state.free)
+
+
+def matches(key: WeightKey, pattern: str) -> bool:
+    """Say whether a pattern means a weight; an exact name does, even one with brackets in it."""
+    return str(key) == pattern or fnmatchcase(str(key), pattern)
 
 
 def checked(step: Step, state: State, problem: Problem) -> State:

@@ -36,7 +36,7 @@ class Magnitude:
         return replace(self, sparsity=sparsity)
 
     def __call__(self, state: State, problem: Problem, /) -> State:
-        """Prune; values that stay are not changed."""
+        """Prune; values that stay are not changed, and nothing pruned returns."""
         if self.sparsity is None:
             raise StepError(f"{self} has no sparsity: give it one, or put it in a search")
         count = target_count(state, self.sparsity)
@@ -54,5 +54,5 @@ class Magnitude:
                 for key, form in free.items()
             }
         return state.with_weights(
-            {key: cut(form.values, supports[key]) for key, form in free.items()}
+            {key: cut(form.values, supports[key] & form.support) for key, form in free.items()}
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, log2, pi
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from onnxpress.objective import Objective, objective_of
+from onnxpress.objective import Objective, backward, objective_of
 from onnxpress_adapters.weights import Dense, WeightKey
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Repair:
             inputs, wanted = draw_batch(objective, batch, self.interpolate, generator)
             adam.zero_grad(set_to_none=True)
             loss = objective.loss(objective.outputs(point.tensors(), inputs), wanted)
-            loss.backward()  # type: ignore[no-untyped-call]
+            backward(loss)
             adam.step()
             if (step + 1) % look == 0 or step + 1 == steps:
                 found = objective.measure_choose(point.tensors()).value
@@ -131,8 +131,9 @@ class Repair:
         wanted = objective.reference(inputs)
         evaluations = cost.steps(self.work, len(inputs[0]))
         leaves = list(point.leaves.values())
-        scales = [point.scale(key) for key in point.leaves]
-        # Work in units of each tensor's size: one curvature estimate then fits all of them.
+        # Work in units of each tensor's size: one curvature estimate then fits all of them. Powers
+        # of two, so that what does not move keeps its bits.
+        scales = [2.0 ** round(log2(point.scale(key))) for key in point.leaves]
         unit = [
             (leaf / scale).detach().requires_grad_()
             for leaf, scale in zip(leaves, scales, strict=True)
@@ -158,13 +159,13 @@ class Repair:
                 targets = [value[start : start + cost.batch] for value in wanted]
                 loss = objective.loss(objective.outputs(laid, part), targets)
                 loss = loss * (len(part[0]) / len(inputs[0]))
-                loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+                backward(loss, keep=True)
                 total += loss.detach()
             return total
 
         best: tuple[float, dict[WeightKey, Tensor]] | None = None
         for _ in range(rounds):
-            optimiser.step(closure)  # type: ignore[no-untyped-call]
+            optimiser.step(closure)
             with torch.no_grad():
                 for leaf, value, scale in zip(leaves, unit, scales, strict=True):
                     leaf.copy_(value * scale)

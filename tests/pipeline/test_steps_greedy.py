@@ -1,0 +1,126 @@
+"""Greedy functional distance: its laws in both phases, and what it must find."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from onnx import helper
+
+from laws import StepLaws
+from models import MODELS, case_of, graph_model, key, linear_model, two_headed_model
+from onnxpress.objective import objective_of
+from onnxpress.problem import Problem
+from onnxpress.state import State
+from onnxpress.step import Step
+from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.magnitude import Magnitude
+from onnxpress.steps.repair import Repair
+from onnxpress_adapters.errors import StepError
+
+SHORT = Repair(method="lbfgs", work=1.0)
+
+
+class TestGreedyLayerwise(StepLaws):
+    sparsity = 0.7
+
+    def make_step(self) -> Step:
+        return Greedy(sparsity=0.7)
+
+
+class TestGreedyInBlocks(StepLaws):
+    sparsity = 0.5
+
+    def make_step(self) -> Step:
+        return Greedy(sparsity=0.5, layerwise=0.0, block=0.3, between=SHORT)
+
+
+class TestGreedyInBothPhases(StepLaws):
+    sparsity = 0.6
+
+    def make_step(self) -> Step:
+        return Greedy(sparsity=0.6, layerwise=0.4, block=0.3, between=SHORT)
+
+
+class TestGreedyFromPruned(StepLaws):
+    sparsity = 0.6
+
+    def begin(self, state: State, problem: Problem) -> State:
+        return Magnitude(sparsity=0.4)(state, problem)
+
+    def make_step(self) -> Step:
+        return Greedy(sparsity=0.6, block=0.3, between=SHORT)
+
+
+@pytest.mark.parametrize("layerwise", [1.0, 0.0])
+def test_what_nothing_needs_goes_first(layerwise: float) -> None:
+    # Inputs 0 and 3 are always zero, and input 1 is the louder of the other two.
+    weight = np.array([[9.0, 9.0], [0.5, 0.4], [1.0, 0.9], [9.0, 9.0]])
+    inputs = torch.randn(64, 1, 4, generator=torch.Generator().manual_seed(0))
+    inputs *= torch.tensor([0.0, 10.0, 1.0, 0.0])
+    case = case_of(linear_model(weight), [inputs])
+    step = Greedy(sparsity=0.5, layerwise=layerwise, block=1.0, between=SHORT)
+    after = step(case.state, case.problem)
+    wanted = [[False] * 2, [True] * 2, [True] * 2, [False] * 2]
+    assert after.weights[key("w")].support.tolist() == wanted
+    assert objective_of(case.problem).measure_fit(after.tensors).value < 1e-9
+    further = Greedy(sparsity=0.75, layerwise=layerwise, block=1.0, between=SHORT)
+    more = further(case.state, case.problem).weights[key("w")]
+    assert more.support.tolist() == [[False] * 2, [True] * 2, [False] * 2, [False] * 2]
+
+
+def test_it_beats_magnitude() -> None:
+    case = case_of(MODELS["mlp"]())
+    objective = objective_of(case.problem)
+    distances = [
+        objective.measure_choose(step(case.state, case.problem).tensors).value
+        for step in (Greedy(sparsity=0.5), Magnitude(sparsity=0.5))
+    ]
+    assert distances[0] < distances[1] / 2
+
+
+def test_it_goes_on_from_where_the_state_stands() -> None:
+    case = case_of(two_headed_model())
+    half = Greedy(sparsity=0.5)(case.state, case.problem)
+    again = Greedy(sparsity=0.4)(half, case.problem)
+    assert again.weights == half.weights
+    assert again.extras == half.extras
+
+
+def test_weights_no_judged_output_sees() -> None:
+    case = case_of(two_headed_model(), judged=[0])
+    for layerwise in (1.0, 0.0):
+        step = Greedy(sparsity=0.9, layerwise=layerwise, block=0.5, between=SHORT)
+        after = step(case.only("wb"), case.problem)
+        assert after.weights[key("wb")].nonzeros == 2
+        assert objective_of(case.problem).measure_choose(after.tensors).value == 0.0
+
+
+def test_a_weight_without_a_layer_view() -> None:
+    # It is used by two operators, so no one matrix stands for it.
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h1"]),
+        helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["h1", "t"], ["y"]),
+    ]
+    made = graph_model(nodes, {"w": rng.normal(size=(8, 8)).astype(np.float32)})
+    case = case_of(made)
+    assert case.problem.network.layers == ()
+    for layerwise in (1.0, 0.0):
+        step = Greedy(sparsity=0.5, layerwise=layerwise, block=0.5, between=SHORT)
+        assert step(case.state, case.problem).zeros == 32
+
+
+def test_it_needs_a_sparsity() -> None:
+    case = case_of(linear_model(np.ones((2, 2))))
+    with pytest.raises(StepError, match="has no sparsity: give it one, or put it in a search"):
+        Greedy()(case.state, case.problem)
+
+
+def test_the_log_says_what_happened() -> None:
+    case = case_of(two_headed_model())
+    log = Greedy(sparsity=0.6, layerwise=0.4, between=SHORT)(case.state, case.problem).log
+    assert log[0] == "layer by layer to 93 entries"
+    assert log[1].startswith("block of ")
+    assert "predicted" in log[1]

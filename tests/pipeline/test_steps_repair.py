@@ -1,0 +1,115 @@
+"""Repair: its laws, and that it brings d down without touching a support."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from laws import StepLaws
+from models import MODELS, case_of, key, linear_model, two_headed_model
+from onnxpress.objective import objective_of
+from onnxpress.problem import Problem
+from onnxpress.state import State
+from onnxpress.step import Step
+from onnxpress.steps.magnitude import Magnitude
+from onnxpress.steps.repair import Repair, draw_batch, interpolated
+
+
+class TestRepairByAdam(StepLaws):
+    def begin(self, state: State, problem: Problem) -> State:
+        return Magnitude(sparsity=0.5)(state, problem)
+
+    def make_step(self) -> Step:
+        return Repair(method="adam")
+
+
+class TestRepairByLbfgs(StepLaws):
+    def begin(self, state: State, problem: Problem) -> State:
+        return Magnitude(sparsity=0.5)(state, problem)
+
+    def make_step(self) -> Step:
+        return Repair(method="lbfgs")
+
+
+class TestRepairOfNothing(StepLaws):
+    """From the original weights d is zero, so nothing can be better."""
+
+    def make_step(self) -> Step:
+        return Repair()
+
+
+@pytest.mark.parametrize("method", ["auto", "adam", "lbfgs"])
+@pytest.mark.parametrize("name", list(MODELS))
+def test_it_brings_d_down(name: str, method: str) -> None:
+    case = case_of(MODELS[name](), effort=0.02)
+    pruned = Magnitude(sparsity=0.4)(case.state, case.problem)
+    after = Repair(method=method)(pruned, case.problem)  # type: ignore[arg-type]  # a parameter
+    objective = objective_of(case.problem)
+    before, now = (objective.measure_choose(s.tensors).value for s in (pruned, after))
+    assert now < 0.8 * before
+    assert after.log[-1].endswith(f"d {before:.3g} -> {now:.3g} on choose")
+
+
+def test_it_finds_the_least_squares_solution() -> None:
+    # One linear layer without a bias: the best values on a support are a regression, row by row.
+    rng = np.random.default_rng(1)
+    inputs = torch.from_numpy(rng.normal(size=(200, 1, 6)).astype(np.float32))
+    inputs[..., 1] += inputs[..., 0]
+    case = case_of(linear_model(rng.normal(size=(6, 3))), [inputs], effort=0.05)
+    pruned = Magnitude(sparsity=0.5)(case.state, case.problem)
+    step = Repair(method="lbfgs", interpolate=0.0)
+    after = step(pruned, case.problem).weights[key("w")]
+    x, target = inputs[:, 0].double(), case.state.weights[key("w")].values.double()
+    for column in range(3):
+        held = after.support[:, column]
+        wanted = torch.linalg.lstsq(x[:, held], x @ target[:, column]).solution
+        torch.testing.assert_close(after.values[held, column].double(), wanted, atol=1e-4, rtol=0)
+
+
+def test_extras_can_be_held() -> None:
+    case = case_of(two_headed_model())
+    pruned = Magnitude(sparsity=0.5)(case.state, case.problem)
+    held = Repair(method="adam", extras=False)(pruned, case.problem)
+    assert held.extras == pruned.extras
+    moved = Repair(method="adam")(pruned, case.problem)
+    assert moved.extras[key("bias")] is not pruned.extras[key("bias")]
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_nothing_better_is_nothing_changed(method: str) -> None:
+    case = case_of(two_headed_model(), judged=[0])
+    step = Repair(method=method, extras=False)  # type: ignore[arg-type]  # a parameter
+    after = step(case.only("wb"), case.problem)
+    assert after.weights == case.state.weights
+    assert after.log[-1].endswith("kept d = 0 on choose, nothing was better")
+
+
+def test_without_anything_free_it_does_nothing() -> None:
+    case = case_of(linear_model(np.ones((2, 2))))
+    empty = case.only()
+    assert Repair(extras=False)(empty, case.problem) is empty
+
+
+def test_interpolations_lie_between_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.tensor([[3], [4]])]
+    points, tokens = interpolated(inputs, 50, generator)
+    assert points.shape == (50, 2)
+    torch.testing.assert_close(points[:, 1], 2 * points[:, 0])
+    assert points.min() >= 0
+    assert points[:, 0].max() <= 1
+    assert len(points[:, 0].unique()) > 10
+    assert sorted(tokens.unique().tolist()) == [3, 4]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_batch_is_answered_by_the_original(share: float) -> None:
+    case = case_of(two_headed_model())
+    objective = objective_of(case.problem)
+    inputs, wanted = draw_batch(objective, 16, share, torch.Generator().manual_seed(0))
+    assert [len(value) for value in inputs] == [16]
+    known = {row.numpy().tobytes() for row in case.problem.fit[0]}
+    assert sum(row.numpy().tobytes() in known for row in inputs[0]) == round(16 * (1 - share))
+    for ours, theirs in zip(wanted, objective.reference(inputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
