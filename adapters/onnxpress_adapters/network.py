@@ -386,4 +386,5 @@ def _as_met(node: NodeView, place: int, value: Tensor, inputs: Sequence[Value | 
         return value
     if value.ndim == 1:
         value = value.unsqueeze(place)
-    return value[(None,) * max(0, other.ndim - value.ndim)]
+    missing = other.ndim - value.ndim
+    return value[(None,) * missing] if missing > 0 else value
