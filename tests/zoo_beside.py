@@ -13,16 +13,16 @@ from checkout import ROOT
 ZOO = ROOT.parent / "shared" / "zoo"
 
 
-def load_zoo() -> ModuleType:
-    """Import the zoo's own module; skip the calling test where there is no zoo."""
-    path = ZOO / "zoo.py"
+def load_zoo(name: str = "zoo") -> ModuleType:
+    """Import a module of the zoo's own; skip the calling test where there is no zoo."""
+    path = ZOO / f"{name}.py"
     if not path.exists():
         pytest.skip("the model zoo (../shared/zoo) is not beside this checkout")
-    if "zoo" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("zoo", path)
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules["zoo"] = module  # its dataclasses look themselves up there
+        sys.modules[name] = module  # its dataclasses look themselves up there
         spec.loader.exec_module(module)
-    return sys.modules["zoo"]
+    return sys.modules[name]

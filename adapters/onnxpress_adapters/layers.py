@@ -131,12 +131,16 @@ class Layer:
         if self.groups == 1:
             return value.reshape(1, -1, self.columns)
         batch = self.shape[:-2]
-        if value.ndim < len(batch) + 2:
-            value = value.reshape(*(1,) * (len(batch) + 2 - value.ndim), *value.shape)
-        lead = value.shape[: value.ndim - len(batch) - 2]
-        value = value.expand(*lead, *batch, *value.shape[-2:])
-        value = value.reshape(-1, self.groups, *value.shape[-2:])
-        return value.transpose(0, 1).reshape(self.groups, -1, self.columns)
+        value = value[(None,) * max(0, len(batch) + 2 - value.ndim)]
+        first = value.ndim - len(batch) - 2
+        # Where the weight has a 1, one matrix serves all the input has there: more columns.
+        grouped = [first + axis for axis, size in enumerate(batch) if size > 1]
+        sizes = list(value.shape)
+        for axis in grouped:
+            sizes[axis] = batch[axis - first]
+        rest = [axis for axis in range(value.ndim) if axis not in grouped]
+        value = value.expand(sizes).permute(*grouped, *rest)
+        return value.reshape(self.groups, -1, self.columns)
 
     def _windows(self, value: Tensor, limit: int | None) -> Tensor:
         """Cut the windows a convolution reads out of its input ``[..., channels, *spatial]``."""
