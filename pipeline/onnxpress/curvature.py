@@ -13,7 +13,7 @@ from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.weights import WeightKey
 
 HESSIAN_COLUMNS = 40_000
-"""Columns a layer's second moment is averaged over, at most; ten times its width if that is more."""
+"""Columns a second moment is averaged over, at most; ten times its width if that is more."""
 
 
 def layer_hessians(
@@ -70,7 +70,7 @@ def gauss_newton(
     """Estimate the diagonal of the Gauss-Newton matrix of d: h_j = E sum_k ‖∂F_k/∂w_j‖² / s_k.
 
     A random sign per sample and output entry turns one backward pass over a batch into an unbiased
-    draw of the whole diagonal (Hutchinson); draws cycle through the fit set.
+    draw of the whole diagonal (Hutchinson); draws go round the fit set, every sample as often.
 
     Args:
         objective: d and its scales.
@@ -86,11 +86,12 @@ def gauss_newton(
         Hutchinson 1990; the diagonal Gauss-Newton of LeCun, Denker, Solla 1989, section 3.
     """
     problem = objective.problem
-    samples, step = len(problem.fit[0]), objective.cost.batch
+    samples = len(problem.fit[0])
+    size = min(objective.cost.batch, samples)
     totals = {key: torch.zeros_like(tensors[key]) for key in keys}
     for draw in range(draws):
-        start = (draw * step) % samples
-        part = [value[start : start + step] for value in problem.fit]
+        places = torch.arange(draw * size, (draw + 1) * size, device=problem.device) % samples
+        part = [value[places] for value in problem.fit]
         leaves = {key: tensors[key].detach().requires_grad_() for key in keys}
         outputs = objective.outputs({**tensors, **leaves}, part)
         total = outputs[0].new_zeros(())
@@ -110,7 +111,7 @@ def largest_curvature(
     start: Mapping[WeightKey, Tensor],
     rounds: int,
 ) -> float:
-    """Estimate the largest quotient ‖∇f(θ+v) - ∇f(θ)‖ / ‖v‖ by power iteration on finite differences.
+    """Estimate the largest quotient ‖∇f(θ+v) - ∇f(θ)‖ / ‖v‖ by power iteration on differences.
 
     Args:
         gradient: of a smooth function, at given tensors.

@@ -115,12 +115,13 @@ def curves_of(objective: Objective, state: State) -> list[Curve]:
 
     Args:
         objective: the problem's.
-        state: with the weights as the reference has them.
+        state: with the free weights as the reference has them. Nothing else of it counts: the
+            curves are those of the reference network, whatever a search did to other weights.
     """
     known = objective.problem.memo.get(("curves", state.free))
     if isinstance(known, list):
         return known
-    tensors = state.tensors
+    tensors = objective.problem.reference
     layers = {layer.key: layer for layer in objective.problem.network.layers}
     hessians = hessians_of(objective, state.free, {})
     unseen = sorted(key for key in state.free if key not in hessians)
@@ -140,7 +141,7 @@ def curves_of(objective: Objective, state: State) -> list[Curve]:
             curves.append(Curve(key, values, costs, layer, gram))
         else:
             curves.append(Curve(key, values, values.square() * diagonals[key], None, None))
-    measured = [_measured(objective, state, curve, len(curves)) for curve in curves]
+    measured = [_measured(objective, curve, len(curves)) for curve in curves]
     objective.problem.memo[("curves", state.free)] = measured
     return measured
 
@@ -158,7 +159,7 @@ def _affordable(layers: Sequence[Layer], effort: float) -> set[WeightKey]:
     return chosen
 
 
-def _measured(objective: Objective, state: State, curve: Curve, curves: int) -> Curve:
+def _measured(objective: Objective, curve: Curve, curves: int) -> Curve:
     """Measure d with one weight at some levels and interpolate the others."""
     problem, cost = objective.problem, objective.cost
     levels = len(DENSITIES) - 1
@@ -170,7 +171,7 @@ def _measured(objective: Objective, state: State, curve: Curve, curves: int) -> 
     counts = curve.counts()
     seen = [0.0]
     for place in places:
-        tensors = {**state.tensors, curve.key: curve.at(counts[place]).values}
+        tensors = {curve.key: curve.at(counts[place]).values}
         value = objective.measure_choose(tensors, samples).value
         seen.append(value if np.isfinite(value) else 1e30)
     # In log d against the level: curves are close to straight there.

@@ -1,9 +1,9 @@
 """d and its gradient: the number every step works on.
 
-A step minimises E over x of sum_k ‖F_k(x) - F'_k(x)‖² / s_k over the judged outputs k. The scale s_k is
-the output's variance E‖F_k - EF_k‖² (its power where it does not vary), divided by the output's own
-tolerance where it has one, so that the sum bounds the relative distance of the worst output. With
-an absolute tolerance every s_k is 1.
+A step minimises E over x of sum_k ‖F_k(x) - F'_k(x)‖² / s_k over the judged outputs k. The scale
+s_k is the output's variance E‖F_k - EF_k‖² (its power where it does not vary), multiplied by the
+output's own tolerance, where it has one, as a share of the general one: so the sum bounds the
+relative distance of the worst output. With an absolute tolerance no variance counts.
 
 Source: seeds/sparsification_mathematics.md, "Manifold assumption", the definition of d.
 """
@@ -30,8 +30,9 @@ class Measured:
     """d on a set of samples.
 
     Attributes:
-        errors: ``[samples, judged]``, float64 on the CPU: ‖F_k - F'_k‖² of each sample.
-        scales: ``[judged]``: what a mean error is divided by.
+        errors: ``[samples, limits]``, float64 on the CPU: ‖F_k - F'_k‖² of each sample and judged
+            output; with an absolute tolerance, the outputs it speaks of together are one column.
+        scales: ``[limits]``: what a mean error is divided by.
     """
 
     errors: Tensor
@@ -39,7 +40,7 @@ class Measured:
 
     @property
     def per_output(self) -> Tensor:
-        """D of each output, scaled: ``[judged]``."""
+        """D of each output, scaled: ``[limits]``."""
         return self.errors.mean(0) / self.scales
 
     @property
@@ -119,12 +120,27 @@ class Objective:
                 stop = start + self.cost.batch
                 part = [value[start:stop] for value in inputs]
                 known = wanted and [value[start:stop] for value in wanted]
-                pairs = zip(
-                    self.outputs(tensors, part), known or self.reference(part), strict=True
-                )
+                pairs = zip(self.outputs(tensors, part), known or self.reference(part), strict=True)
                 errors = [(a.double() - b.double()).square().flatten(1).sum(1) for a, b in pairs]
                 rows.append(torch.stack(errors, 1).cpu())
-        return Measured(torch.cat(rows), self.scales)
+        return self._limited(torch.cat(rows))
+
+    def _limited(self, errors: Tensor) -> Measured:
+        """Lay ``[samples, judged]`` out as the tolerance limits it."""
+        problem, scales = self.problem, self.scales
+        tolerance = problem.tolerance
+        if tolerance is None or not tolerance.absolute:
+            return Measured(errors, scales)
+        own = {name for name, value in tolerance.outputs if value is not None}
+        names = [problem.network.outputs[place].name for place in problem.judged]
+        summed = torch.tensor([name not in own for name in names])
+        if int(summed.sum()) < 2:
+            return Measured(errors, scales)
+        together = errors[:, summed].sum(1, keepdim=True)
+        return Measured(
+            torch.cat([together, errors[:, ~summed]], 1),
+            torch.cat([scales.new_ones(1), scales[~summed]]),
+        )
 
     def measure_choose(
         self, tensors: Mapping[WeightKey, Tensor], samples: int | None = None
@@ -162,7 +178,8 @@ def objective_of(problem: Problem) -> Objective:
     if isinstance(known, Objective):
         return known
     cost = Cost.of(problem.network, problem.reference, problem.fit, problem.effort)
-    bare = Objective(problem, torch.ones(len(problem.judged), dtype=torch.float64), cost, None, None)
+    ones = torch.ones(len(problem.judged), dtype=torch.float64)
+    bare = Objective(problem, ones, cost, None, None)
     scales, targets = _survey(bare)
     answers = bare.reference(problem.choose)
     chosen = tuple(answers) if _bytes(answers) <= KEPT_BYTES else None

@@ -98,7 +98,7 @@ def _take(stack: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def one_shot_costs(matrix: Tensor, hessian: Tensor) -> Tensor:
-    """Score every entry with ``w² / [H⁻¹]_pp`` of the whole layer: for layers too wide to operate on.
+    """Score every entry with ``w² / [H⁻¹]_pp`` of the whole layer: for layers too wide for surgery.
 
     Shapes as in ``removal_costs``.
     """
@@ -113,8 +113,8 @@ def one_shot_costs(matrix: Tensor, hessian: Tensor) -> Tensor:
 def refit(target: Tensor, hessian: Tensor, support: Tensor, start: Tensor, rounds: int) -> Tensor:
     """Move the entries of a support so that the layer answers as before, by conjugate gradients.
 
-    Minimises ``tr (W - T) H (W - T)ᵀ`` over ``W`` that vanish outside the support; all rows at once,
-    preconditioned with the diagonal.
+    Minimises ``tr (W - T) H (W - T)ᵀ`` over ``W`` that vanish outside the support; all rows at
+    once, preconditioned with the diagonal.
 
     Args:
         target: T, ``[groups, rows, columns]``.

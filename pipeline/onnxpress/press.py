@@ -220,8 +220,8 @@ def _free(job: Job, model: ModelProto) -> frozenset[WeightKey]:
     floats = [weight.key for weight in weights if weight.is_float]
     if not weights:
         raise MisuseError(
-            f"{job.model} has no prunable weights (constants that MatMul, Gemm, Conv, ConvTranspose, "
-            "LSTM, GRU or RNN multiply by); onnxpress cannot make it sparser"
+            f"{job.model} has no prunable weights (constants that MatMul, Gemm, Conv, "
+            "ConvTranspose, LSTM, GRU or RNN multiply by); onnxpress cannot make it sparser"
         )
     if not floats:
         raise MisuseError(
@@ -408,7 +408,7 @@ def _notes(problem: Problem, samples: Samples, last: _Judged) -> tuple[str, ...]
     unused = count(samples.fit) - len(problem.fit[0])
     if unused:
         notes.append(
-            f"{unused} of {count(samples.fit)} samples to fit were left out to keep the work within "
-            "the effort; --effort best uses more"
+            f"{unused} of {count(samples.fit)} samples to fit were left out to keep the work "
+            "within the effort; --effort best uses more"
         )
     return tuple(notes)

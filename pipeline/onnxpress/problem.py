@@ -50,6 +50,7 @@ class Tolerance:
         return cls(value, absolute)
 
     def __str__(self) -> str:
+        """Write it as people would, ``1 %`` or ``0.001``."""
         return f"{self.value:g}" if self.absolute else f"{100 * self.value:g} %"
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class Step(Protocol):
     """Turn one pruning state into the next; never edit the one given."""
 
-    def __call__(self, state: State, problem: Problem, /) -> State: ...
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Give the next state."""
+        ...
 
 
 @runtime_checkable
@@ -32,11 +34,17 @@ class Budgeted(Protocol):
     """
 
     @property
-    def sparsity(self) -> float | None: ...
+    def sparsity(self) -> float | None:
+        """The target, or None."""
+        ...
 
-    def at(self, sparsity: float) -> Self: ...
+    def at(self, sparsity: float) -> Self:
+        """Give the same step with its target fixed."""
+        ...
 
-    def __call__(self, state: State, problem: Problem, /) -> State: ...
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Give the next state."""
+        ...
 
 
 @dataclass(frozen=True)
