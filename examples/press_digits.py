@@ -7,5 +7,5 @@ from onnxpress import Job, compress
 here = Path(__file__).parent
 model, data = here / "digits_fc.onnx", here / "digits_train.npz"
 out = Path("digits_fc.pressed.onnx")
-report = compress(Job(model=model, out=out, tolerance="1%", data=data, seed=0))
+report = compress(Job(model, out, tolerance="1%", data=data, effort="quick", seed=0))
 print(report.text())

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import click
 import pytest
 
 from checkout import ROOT
+from onnxpress import Chain, load_recipe
+from onnxpress.candidates import MOST_JUDGED, RESERVE
 from onnxpress.cli import main
+from onnxpress.recipe import STEPS
+from onnxpress.search import Search
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
@@ -38,3 +43,50 @@ def test_every_make_target_exists(target: str) -> None:
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"examples/[\w.]+", README))))
 def test_every_example_exists(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+def block(language: str) -> str:
+    """Give the one code block of a language."""
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def test_the_recipe_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(block("yaml"), encoding="utf-8")
+    read = load_recipe(path)
+    assert isinstance(read.steps, Chain)
+    assert read.settings["model"] == tmp_path / "examples/digits_cnn.onnx"
+    assert read.settings["tolerance"] == "1%"
+
+
+def test_every_step_of_recipes_is_listed() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| [a-z]+s ", README, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(STEPS)
+
+
+def test_the_python_is_python_and_fits_the_library() -> None:
+    """The example runs the same lines; here the names and fields are held."""
+    lines = block("python").replace("report = compress(job)\nprint(report.text())\n", "")
+    names: dict[str, object] = {}
+    exec(compile(lines, "README.md", "exec"), names)
+    assert names["job"] is not None
+
+
+def test_what_the_verdict_rests_on_is_true() -> None:
+    prose = " ".join(README.split())
+    assert f"only {100 * RESERVE:.0f} % of the tolerance" in prose
+    assert f"it uses {100 * Search.margin:.0f} %" in prose
+    assert {3: "three"}[MOST_JUDGED] + " candidates at most" in prose
+
+
+def test_the_result_is_the_measured_one() -> None:
+    measured = (ROOT / "benchmarks" / "demo.md").read_text(encoding="utf-8")
+    result = README[README.index("<!-- result: begin") : README.index("<!-- result: end")]
+    figures = re.findall(r"[\d,]+(?= bytes)", result)
+    assert len(figures) == 4
+    assert [figure for figure in figures if figure not in measured] == []
+    (zeros,) = re.findall(r"zeros .* ([\d.]+) % \|$", result, flags=re.MULTILINE)
+    assert f"| zeros | {zeros}%" in measured
+    (moved,) = re.findall(r"([\d.]+ %) of the variance", result)
+    assert f"| on the test images | {moved} of the output's variance" in measured
