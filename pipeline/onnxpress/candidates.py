@@ -30,6 +30,7 @@ MOST_JUDGED = 3
 AGAIN = 4
 """Candidates tried for a second or third look of the judge."""
 
+
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A state worth judging, and the steps, every sparsity fixed, that made it."""
@@ -87,11 +88,16 @@ def hunt(
     margin = RESERVE if problem.related else Search.margin
     search = Search(chain, floor=floor, margin=margin, deadline=deadline)
     points: list[Point] = []
+    seen: list[State] = []
     for _ in range(MOST_JUDGED):
         points = search.points(state, problem, points)
         best = search.best(points, problem)
+        if any(best.state is known for known in seen):
+            return  # nothing better was found: a second look at the same would say the same
+        seen.append(best.state)
         excess = judge(Candidate(best.state, fix(chain, best.sparsity), best.notes))
-        if excess <= 1 or best.sparsity <= floor:
+        interrupted = bool(best.notes)
+        if excess <= 1 or best.sparsity <= floor or interrupted:
             return
         # The judge saw more than the choose set did: ask that set for as much less.
         share = best.upper / tolerance_of(problem) * min(0.8, max(0.25, 0.8 / excess))

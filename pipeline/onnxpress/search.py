@@ -25,6 +25,9 @@ FIRST = 0.6
 STEEPNESS = 3.5
 """log d against log density: 2.3 to 5.8 over seven networks of all kinds."""
 
+NOTHING = 1e-6
+"""Share of the tolerance below which d counts as none; it may be exactly zero."""
+
 
 @dataclass(frozen=True, eq=False)
 class Point:
@@ -100,9 +103,7 @@ class Search:
             return min(points, key=lambda point: point.upper)
         return max(within, key=lambda point: point.sparsity)
 
-    def points(
-        self, state: State, problem: Problem, known: Sequence[Point] = ()
-    ) -> list[Point]:
+    def points(self, state: State, problem: Problem, known: Sequence[Point] = ()) -> list[Point]:
         """Try candidates and give all of them, those already known first.
 
         Interrupted from the keyboard with a candidate within the tolerance, it ends there.
@@ -164,14 +165,14 @@ def _bracket(
 def _between(low: tuple[float, float], high: tuple[float, float], limit: float) -> float:
     """Propose a sparsity inside the bracket, by a line through log d against log density."""
     kept_low, kept_high = log(1 - low[0]), log(max(1 - high[0], 1e-6))
-    if low[1] > 0 and high[1] < inf:
-        rise = log(high[1]) - log(low[1])
-        share = (log(limit) - log(low[1])) / rise if rise > 0 else 0.5
+    below = max(low[1], NOTHING * limit)
+    if low[0] > 0 and high[0] < 1:
+        share = log(limit / below) / log(high[1] / below) if high[1] < inf else 0.5
         return 1 - exp(kept_low + min(0.85, max(0.15, share)) * (kept_high - kept_low))
     # One side only: d grows like a power of the density, about STEEPNESS. Half a step further, so
     # that the limit is soon between two points.
-    if low[1] > 0:
-        return 1 - exp(kept_low + min(-0.1, max(-1.0, 1.2 * log(low[1] / limit) / STEEPNESS)))
+    if low[0] > 0:
+        return 1 - exp(kept_low + min(-0.1, max(-1.0, 1.2 * log(below / limit) / STEEPNESS)))
     if high[1] < inf:
         back = max(0.05, 1.2 * log(high[1] / limit) / STEEPNESS)
         return max(1 - exp(kept_high + back), 0.4 * high[0])

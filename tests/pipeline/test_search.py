@@ -1,0 +1,222 @@
+"""The search for the largest sparsity, on steps whose d is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+from time import monotonic
+
+import pytest
+
+from fake_steps import Fake, Law, plain_case, power
+from laws import StepLaws
+from models import case_of, two_headed_model
+from onnxpress.objective import objective_of
+from onnxpress.problem import Tolerance
+from onnxpress.search import Point, Search, tolerance_of
+from onnxpress.step import Chain, Only, Step
+from onnxpress.steps.magnitude import Magnitude
+from onnxpress.steps.repair import Repair
+from onnxpress_adapters.errors import MisuseError, StepError
+
+
+class TestSearch(StepLaws):
+    """Its result obeys the laws; the budget is its own to choose, so pruning is expected."""
+
+    tolerance = Tolerance(0.2)
+
+    def make_step(self) -> Step:
+        return Search(Magnitude(), rounds=4)
+
+    def test_the_budget_is_met(self, ran: object) -> None:
+        pytest.skip("a search chooses its budget")
+
+
+def knee_of(law: Law, limit: float) -> float:
+    """Find by bisection the largest sparsity at which a rising law is within a limit."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if law(middle) <= limit else (low, middle)
+    return low
+
+
+LAWS = {
+    f"{knee} steep {steepness}": power(knee, steepness)
+    for knee in (0.2, 0.5, 0.7, 0.9, 0.97)
+    for steepness in (1.5, 3.5, 6.0)
+}
+LAWS["a cliff"] = lambda sparsity: 1e-6 if sparsity < 0.73 else 0.9
+LAWS["a cliff from nothing"] = lambda sparsity: 0.0 if sparsity < 0.85 else 0.9
+LAWS["a cliff into infinity"] = lambda sparsity: 0.002 if sparsity < 0.75 else inf
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
+def test_it_ends_within_the_resolution(law: Law) -> None:
+    case = plain_case()
+    step = Fake(law)
+    search = Search(step, rounds=12)
+    points = search.points(case.state, case.problem)
+    best = search.best(points, case.problem)
+    assert best.upper <= 0.009
+    assert best.distance == pytest.approx(law(best.sparsity), rel=1e-3, abs=1e-9)
+    kept, least = 1 - best.sparsity, 1 - knee_of(law, 0.009)
+    assert least * (1 - 1e-6) <= kept <= least * (1 + search.resolution) + 1e-9
+    assert len(step.tried) == len(points) < 12
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
+def test_every_candidate_lies_inside_the_bracket(law: Law) -> None:
+    case = plain_case()
+    step = Fake(law)
+    points = Search(step, rounds=10).points(case.state, case.problem)
+    for place, point in enumerate(points):
+        within = [p.sparsity for p in points[:place] if p.upper <= 0.009]
+        beyond = [p.sparsity for p in points[:place] if p.upper > 0.009]
+        assert max(within, default=0.0) < point.sparsity < min(beyond, default=1.0)
+
+
+def test_what_costs_nothing_is_pruned_further_and_further() -> None:
+    case = plain_case()
+    step = Fake(lambda sparsity: 0.0)
+    Search(step)(case.state, case.problem)
+    assert step.tried == sorted(step.tried)
+    assert step.tried[-1] > 0.999
+
+
+def test_nothing_within_the_tolerance() -> None:
+    case = plain_case()
+    search = Search(Fake(lambda sparsity: 0.5 + sparsity), rounds=3)
+    with pytest.raises(StepError, match=r"^no sparsity was within the tolerance; closest: 0\.\d+ "):
+        search(case.state, case.problem)
+    points = search.points(case.state, case.problem)
+    assert search.best(points, case.problem).sparsity == min(p.sparsity for p in points)
+
+
+def test_a_law_that_wavers_is_never_believed_above_the_margin() -> None:
+    case = plain_case()
+    search = Search(Fake(lambda s: 0.001 if int(100 * s) % 3 != 1 else 0.2), rounds=10)
+    points = search.points(case.state, case.problem)
+    assert search.best(points, case.problem).upper <= 0.009
+    with_all = max(p.sparsity for p in points if p.upper <= 0.009)
+    assert search.best(points, case.problem).sparsity == with_all
+
+
+def test_the_floor_is_never_passed() -> None:
+    case = plain_case()
+    step = Fake(power(0.5, 3.5))
+    points = Search(step, floor=0.7).points(case.state, case.problem)
+    assert step.tried == [0.7]
+    assert points[0].upper > 0.009
+    step = Fake(power(0.8, 3.5))
+    Search(step, floor=0.7)(case.state, case.problem)
+    assert min(step.tried) >= 0.7
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_rounds_are_counted(rounds: int) -> None:
+    case = plain_case()
+    step = Fake(power(0.93, 3.5))
+    Search(step, rounds=rounds, resolution=0.0)(case.state, case.problem)
+    assert len(step.tried) == rounds
+
+
+def test_after_the_deadline_no_candidate_is_begun() -> None:
+    case = plain_case()
+    step = Fake(power(0.9, 3.5))
+    search = Search(step, deadline=monotonic() - 1)
+    points = search.points(case.state, case.problem)
+    assert len(points) == 1  # one is always tried, or there would be nothing to judge
+    assert search.points(case.state, case.problem, points) == points
+
+
+def test_what_is_known_is_not_tried_again() -> None:
+    case = plain_case()
+    step = Fake(power(0.7, 3.5))
+    points = Search(step).points(case.state, case.problem)
+    count = len(step.tried)
+    assert Search(step).points(case.state, case.problem, points) == points
+    further = Search(step, margin=0.5).points(case.state, case.problem, points)
+    assert further[: len(points)] == points
+    assert len(step.tried) > count
+    best = Search(step, margin=0.5).best(further, case.problem)
+    assert best.upper <= 0.005
+
+
+def test_every_open_budget_gets_the_candidate() -> None:
+    case = plain_case()
+    first, second = Fake(power(0.7, 3.5)), Fake(power(0.7, 3.5), sparsity=0.1)
+    Search(Chain((first, second)), rounds=2)(case.state, case.problem)
+    assert len(first.tried) == 2
+    assert second.tried == [0.1, 0.1]
+
+
+def test_the_upper_bound_decides_not_the_mean() -> None:
+    # Few samples of a wide spread: the bound lies far above d.
+    case = case_of(two_headed_model(), tolerance=Tolerance(0.05))
+    problem = replace(case.problem, choose=[value[:12] for value in case.problem.choose])
+    search = Search(Magnitude(), rounds=6)
+    points = search.points(case.state, problem)
+    best = search.best(points, problem)
+    assert best.distance < best.upper <= 0.045
+    measured = objective_of(problem).measure_choose(best.state.tensors)
+    assert (best.distance, best.upper) == (measured.value, measured.upper(1.645))
+    line = f"sparsity {best.sparsity:.4f}: d {best.distance:.3g}, at most {best.upper:.3g} "
+    assert best.state.log[-1] == line + "on choose"
+
+
+def test_a_search_needs_something_open_and_a_tolerance() -> None:
+    for step in (Magnitude(sparsity=0.5), Chain((Repair(),)), Only("*", Repair())):
+        message = "^nothing to search in .*: leave the sparsity of a step open, "
+        with pytest.raises(MisuseError, match=message):
+            Search(step)
+    case = plain_case(None)
+    with pytest.raises(MisuseError, match="a search needs a tolerance: give --tolerance, such as"):
+        Search(Magnitude())(case.state, case.problem)
+    assert tolerance_of(plain_case("2%").problem) == 0.02
+
+
+class Interrupting:
+    """A law that is interrupted when it is asked a certain time."""
+
+    def __init__(self, law: Law, call: int) -> None:
+        self.law, self.call, self.calls = law, call, 0
+
+    def __call__(self, sparsity: float) -> float:
+        self.calls += 1
+        if self.calls == self.call:
+            raise KeyboardInterrupt
+        return self.law(sparsity)
+
+
+def test_interrupted_with_something_accepted_it_ends_there() -> None:
+    case = plain_case()
+    search = Search(Fake(Interrupting(power(0.9, 3.5), 3)))
+    points = search.points(case.state, case.problem)
+    assert [point.notes for point in points] == [
+        ("interrupted: this is the best that was found until then",)
+    ] * 2
+    assert search.best(points, case.problem).sparsity > 0.6
+
+
+@pytest.mark.parametrize("law", [power(0.9, 3.5), lambda sparsity: 0.5])
+def test_interrupted_with_nothing_accepted_it_is_interrupted(law: Law) -> None:
+    case = plain_case()
+    call = 1 if law(0.6) < 0.01 else 3
+    with pytest.raises(KeyboardInterrupt):
+        Search(Fake(Interrupting(law, call))).points(case.state, case.problem)
+
+
+def test_progress_is_told() -> None:
+    case = plain_case()
+    told: list[tuple[str, float, str]] = []
+    problem = replace(case.problem, progress=lambda *words: told.append(words))
+    Search(Fake(power(0.7, 3.5)), rounds=2)(case.state, problem)
+    assert told[0] == ("pressing", 0.0, "trying sparsity 0.600")
+    assert told[1][:2] == ("pressing", 0.5)
+
+
+def test_the_best_of_none_within_is_the_nearest() -> None:
+    case = plain_case()
+    points = [Point(s, case.state, d, d) for s, d in ((0.6, 0.3), (0.4, 0.1), (0.5, 0.2))]
+    assert Search(Magnitude()).best(points, case.problem) is points[1]
