@@ -24,6 +24,8 @@ from onnxpress_adapters.weights import WeightKey
 VIEWED = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "FusedConv"})
 """Operators whose weights have a layer view."""
 
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv"})
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -66,7 +68,7 @@ class Layer:
 
     @property
     def _convolves(self) -> bool:
-        return self.node.operator in ("Conv", "ConvTranspose", "FusedConv")
+        return self.node.operator in CONVOLUTIONS
 
     @property
     def _columns_first(self) -> bool:
@@ -178,7 +180,7 @@ def layers_of(model: ModelProto) -> tuple[Layer, ...]:
     """List the layer views of a model's floating-point prunable weights.
 
     A weight has a view when every use of it is direct (nothing stands between the constant and the
-    node), by nodes of ``VIEWED`` with the same attributes.
+    node), by nodes of ``VIEWED`` with the same attributes, which fit its shape.
     """
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     layers = (_layer(weight, opsets) for weight in prunable(model) if weight.is_float)
@@ -189,16 +191,32 @@ def _layer(weight: Prunable, opsets: dict[str, int]) -> Layer | None:
     node = weight.uses[0].node
     direct = all(use.via == () for use in weight.uses)
     alike = len({(use.slot, use.node.op_type, _attributes(use.node)) for use in weight.uses}) == 1
-    if not direct or not alike or node.op_type not in VIEWED:
+    if not direct or not alike or node.op_type not in VIEWED or not weight.elements:
+        return None
+    shape = tuple(weight.tensor.dims)
+    bound = view(node, opsets.get(node.domain, 1))
+    if node.op_type in CONVOLUTIONS and not _fits(bound, shape):
         return None
     slot = weight.uses[0].slot
     other = 0 if slot == 1 else 1
     return Layer(
         key=weight.key,
-        node=view(node, opsets.get(node.domain, 1)),
+        node=bound,
         slot=slot,
         sites=tuple((use.path, use.place, other) for use in weight.uses),
-        shape=tuple(weight.tensor.dims),
+        shape=shape,
+    )
+
+
+def _fits(node: NodeView, shape: Sequence[int]) -> bool:
+    """Say whether a convolution's attributes fit its weight; the checker of onnx does not ask."""
+    groups = node.get("group", 1)
+    lists = [node.get(name) for name in ("kernel_shape", "strides", "dilations")]
+    return (
+        groups > 0
+        and shape[0] % groups == 0
+        and all(values is None or len(values) == len(shape) - 2 for values in lists)
+        and tuple(lists[0] or shape[2:]) == tuple(shape[2:])
     )
 
 

@@ -166,7 +166,7 @@ def import_network(model: ModelProto) -> tuple[Network, dict[WeightKey, Tensor]]
 
     Raises:
         UnsupportedOperatorError: operators without a converter, all listed with node names.
-        AdapterError: an output is no tensor.
+        AdapterError: an output is no tensor, or a constant has a type torch does not know.
     """
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
     program = compile_graph(model.graph, opsets, ops.load())
@@ -177,6 +177,12 @@ def import_network(model: ModelProto) -> tuple[Network, dict[WeightKey, Tensor]]
             f"output {', '.join(odd)}; onnxpress works with models whose outputs are plain "
             "tensors, so export the model without it"
         )
+    for body in program.main.walk():
+        for name, value in body.host.items():
+            try:
+                to_tensor(value.reshape(-1)[:0])
+            except AdapterError as error:
+                raise AdapterError(f"constant '{name}': {error}") from error
     weights = {key: _from_numpy(value) for key, value in program.constants.items()}
     # A weight that only feeds shapes, or nothing, is a constant of the host lane.
     layers = tuple(layer for layer in layers_of(model) if layer.key in weights)

@@ -261,3 +261,22 @@ def test_whole_numbers_have_no_view() -> None:
     nodes = [op("DequantizeLinear", "w s", "f"), op("MatMul", "x f", "y")]
     arrays: dict[str, Array] = {"w": np.ones((4, 4), np.int8), "s": np.array(1, np.float32)}
     assert weightless(nodes, arrays) == ()
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"group": 0}, {"group": -2}, {"group": 3}, {"kernel_shape": [5, 5]}, {"strides": [1]}],
+    ids=str,
+)
+def test_a_convolution_that_does_not_fit_its_weight_has_no_view(attributes: dict[str, Any]) -> None:
+    node = op("Conv", "x w", "y", **attributes)
+    outputs = [value("y", *"abcd")]
+    made = build([node], [value("x", 1, 4, 6, 6)], outputs, {"w": normal(4, 1, 2, 2)})
+    assert layers_of(made) == ()
+
+
+def test_an_empty_weight_has_no_view() -> None:
+    made = build(
+        [op("MatMul", "x w", "y")], [value("x", 4, 0)], [value("y", 4, 2)], {"w": normal(0, 2)}
+    )
+    assert layers_of(made) == ()

@@ -338,6 +338,14 @@ def test_an_output_that_is_no_tensor_is_refused() -> None:
         import_network(made)
 
 
+def test_a_constant_of_a_type_torch_does_not_know_is_named() -> None:
+    arrays = {"q": np.ones((2, 2)).astype(ml_dtypes.int4), "s": np.array(1, np.float32)}
+    nodes = [op("DequantizeLinear", "q s", "w"), op("MatMul", "x w", "y")]
+    made = build(nodes, [value("x", 1, 2)], [value("y", 1, 2)], arrays, opset=21, ir=10)
+    with pytest.raises(AdapterError, match="constant 'q': torch has no tensors of type int4"):
+        import_network(made)
+
+
 def test_an_output_nobody_computes_is_named() -> None:
     nodes = [
         op("BatchNormalization", "x one one one one", "y mean a b c", "norm"),
