@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.numpy_helper import from_array
+from onnx.shape_inference import infer_shapes
 from torch import Tensor
 
 from onnxpress.problem import Problem, Tolerance
@@ -103,11 +104,11 @@ def graph_model(
     outputs: Sequence[str] = ("y",),
     kind: int = TensorProto.FLOAT,
 ) -> ModelProto:
-    """Make a model with one input ``x`` and float outputs of any shape."""
+    """Make a model with one input ``x`` and float outputs, whose shapes follow from the nodes."""
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     tensors = [from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "g", [value("x", *shape, kind=kind)], results, tensors)
-    return model(graph)
+    return infer_shapes(model(graph), strict_mode=True)
 
 
 def normal(seed: int, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:

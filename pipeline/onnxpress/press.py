@@ -18,7 +18,7 @@ import torch
 from onnx import numpy_helper
 
 from onnxpress.candidates import Candidate, default_chain, hunt
-from onnxpress.cost import Cost, one_thread_spared
+from onnxpress.cost import Cost, full_precision, one_thread_spared
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.problem import Problem, Progress, Tolerance, silent
@@ -137,7 +137,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)
     free = _free(job, model)
     samples = _samples(job, inputs)
-    with one_thread_spared():
+    with one_thread_spared(), full_precision():
         problem = _problem(job, model, samples, tolerance, progress)
     state = _first_state(model, problem, free)
     chain = default_chain() if job.recipe is None else job.recipe
@@ -153,7 +153,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         judged.append(_judged(job, model, problem, samples, candidate))
         return judged[-1].excess(tolerance)
 
-    with one_thread_spared():
+    with one_thread_spared(), full_precision():
         hunt(chain, state, problem, look, sparsity=job.sparsity, deadline=deadline)
     last = min(judged, key=lambda one: one.rank)
     size_bytes = None
@@ -346,10 +346,12 @@ def _judged(
 ) -> _Judged:
     """Make the file's model and let onnxruntime judge it."""
     problem.progress("judging", 0.95, f"sparsity {candidate.state.sparsity:.3f} in onnxruntime")
+    state = candidate.state
+    # A free weight without a change may still be smaller in another form.
     changed = {
         key: value.cpu().numpy()
-        for key, value in candidate.state.tensors.items()
-        if value is not problem.reference[key]
+        for key, value in state.tensors.items()
+        if key in state.free or value is not problem.reference[key]
     }
     patched = patch(model, changed, job.form)
     judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
