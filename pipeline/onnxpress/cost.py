@@ -49,6 +49,18 @@ def one_thread_spared() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Keep CUDA from rounding to TF32, so that it agrees with the CPU and with onnxruntime."""
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+        torch.backends.cudnn.allow_tf32 = convolution
+
+
 @dataclass(frozen=True)
 class Cost:
     """Counts for one sample.
