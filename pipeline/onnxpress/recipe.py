@@ -25,6 +25,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from onnxpress.search import Search
 from onnxpress.step import Budgeted, Chain, Only, Step, check_sparsity
 from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.iht import Iht
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress_adapters.errors import MisuseError, OnnxpressError
@@ -32,6 +33,7 @@ from onnxpress_adapters.errors import MisuseError, OnnxpressError
 STEPS: Mapping[str, type[Any]] = {
     "magnitude": Magnitude,
     "greedy": Greedy,
+    "iht": Iht,
     "repair": Repair,
     "only": Only,
     "chain": Chain,

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 DRAWS = 24
 """Backward passes behind one diagonal of the Gauss-Newton matrix."""
 
+LEAST_BLOCK = 0.02
+"""Share of the remaining entries below which a block is not halved further."""
+
+LARGEST_BLOCK = 0.3
+GROWTH = 1.5
+
+SLACK = 0.02
+"""What d may rise by beyond the prediction, were all entries removed in blocks at this rate."""
+
 LARGEST_BITE = 0.5
 """Share of its remaining entries one weight may lose in one block."""
 
@@ -72,8 +81,9 @@ class Greedy:
         if _is_untouched(state, problem):
             first = max(goal, target_count(state, min(self.layerwise, 1.0)))
             state = self._layer_by_layer(state, objective, first)
+        share = self.block
         while _kept(state) > goal:
-            state = self._block(state, objective, goal)
+            state, share = self._block(state, objective, goal, share)
         return state
 
     def _layer_by_layer(self, state: State, objective: Objective, count: int) -> State:
@@ -83,32 +93,45 @@ class Greedy:
         changed = {curve.key: curve.at(shares[curve.key]) for curve in curves}
         return state.with_weights(changed).noted(f"layer by layer to {count} entries")
 
-    def _block(self, state: State, objective: Objective, goal: int) -> State:
-        """Remove one block within the trust region, then repair."""
+    def _block(
+        self, state: State, objective: Objective, goal: int, share: float
+    ) -> tuple[State, float]:
+        """Remove one block within the trust region, then repair.
+
+        Args:
+            state: pruned or not.
+            objective: the problem's.
+            goal: entries to keep in the end.
+            share: of the remaining entries to remove.
+
+        Returns:
+            The state, and the share for the next block.
+        """
         free = sorted(state.free)
         before, gradient = objective.gradient(state.tensors, free)
-        generator = objective.problem.generator(f"block {_kept(state)}")
+        kept = _kept(state)
+        generator = objective.problem.generator(f"block {kept}")
         curvature = gauss_newton(objective, state.tensors, free, DRAWS, generator)
         scores = {}
         for key in free:
             form = state.weights[key]
             score = form.values * (form.values * curvature[key] - gradient[key])
             scores[key] = torch.where(form.support, score, torch.inf)
-        kept = _kept(state)
-        size = min(kept - goal, max(1, int(self.block * kept)))
+        size = min(kept - goal, max(1, int(share * kept)))
+        least = max(1, int(LEAST_BLOCK * kept))
         while True:
             taken = _smallest(scores, state, size)
-            predicted = sum(
-                float(scores[key][gone].clamp_min(0).sum()) for key, gone in taken.items()
-            )
+            predicted = max(0.0, sum(float(scores[k][gone].sum()) for k, gone in taken.items()))
             candidate = self._without(state, objective, taken)
-            measured = objective.measure_fit(candidate.tensors)
-            rise = float(measured.per_output.sum()) - before
-            if rise <= self.trust * predicted + 0.1 * before or size <= max(1, kept // 500):
+            rise = float(objective.measure_fit(candidate.tensors).per_output.sum()) - before
+            allowed = self.trust * predicted + SLACK * size / kept
+            if rise <= allowed or size <= least:
                 break
-            size = max(1, size // 2)
+            size = max(least, size // 2)
+        larger = GROWTH * share if rise <= allowed and size >= int(share * kept) else size / kept
         note = f"block of {size}: d {before:.3g}, predicted +{predicted:.3g}, measured {rise:+.3g}"
-        return self.between(candidate.noted(note), objective.problem)
+        repaired = self.between(candidate.noted(note), objective.problem)
+        return repaired, min(LARGEST_BLOCK, max(larger, LEAST_BLOCK))
 
     def _without(self, state: State, objective: Objective, taken: dict[WeightKey, Tensor]) -> State:
         """Give the state without a block, layers adapted to the loss."""
