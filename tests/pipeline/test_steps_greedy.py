@@ -16,6 +16,7 @@ from onnxpress.step import Step
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
+from onnxpress.support import cut
 from onnxpress_adapters.errors import StepError
 
 SHORT = Repair(method="lbfgs", work=1.0)
@@ -55,7 +56,7 @@ class TestGreedyFromPruned(StepLaws):
 @pytest.mark.parametrize("layerwise", [1.0, 0.0])
 def test_what_nothing_needs_goes_first(layerwise: float) -> None:
     # Inputs 0 and 3 are always zero, and input 1 is the louder of the other two.
-    weight = np.array([[9.0, 9.0], [0.5, 0.4], [1.0, 0.9], [9.0, 9.0]])
+    weight = np.array([[9.0, 9.0], [0.8, 0.7], [1.0, 0.9], [9.0, 9.0]])
     inputs = torch.randn(64, 1, 4, generator=torch.Generator().manual_seed(0))
     inputs *= torch.tensor([0.0, 10.0, 1.0, 0.0])
     case = case_of(linear_model(weight), [inputs])
@@ -110,6 +111,21 @@ def test_a_weight_without_a_layer_view() -> None:
     for layerwise in (1.0, 0.0):
         step = Greedy(sparsity=0.5, layerwise=layerwise, block=0.5, between=SHORT)
         assert step(case.state, case.problem).zeros == 32
+
+
+def test_it_ends_where_d_is_infinite() -> None:
+    # The logarithm of a sum: infinite once all entries that meet an input are gone.
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Log", ["h"], ["y"])]
+    weight = np.random.default_rng(0).uniform(0.1, 1, (8, 4)).astype(np.float32)
+    inputs = torch.rand(32, 1, 8, generator=torch.Generator().manual_seed(0))
+    inputs[..., 4:] = 0
+    case = case_of(graph_model(nodes, {"w": weight}), [inputs])
+    values = case.state.weights[key("w")].values
+    held = torch.arange(8)[:, None].expand(8, 4) >= 4
+    lost = case.state.with_weights({key("w"): cut(values, held)})
+    assert objective_of(case.problem).measure_fit(lost.tensors).value == torch.inf
+    after = Greedy(sparsity=0.75, between=SHORT)(lost, case.problem)
+    assert after.weights[key("w")].nonzeros == 8
 
 
 def test_it_needs_a_sparsity() -> None:

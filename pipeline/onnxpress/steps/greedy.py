@@ -116,6 +116,8 @@ class Greedy:
         for key in free:
             form = state.weights[key]
             score = form.values * (form.values * curvature[key] - gradient[key])
+            # Where d is not finite its derivatives say nothing; then the smallest entries leave.
+            score = torch.where(score.isfinite(), score, form.values.square())
             scores[key] = torch.where(form.support, score, torch.inf)
         size = min(kept - goal, max(1, int(share * kept)))
         least = max(1, int(LEAST_BLOCK * kept))
