@@ -16,7 +16,7 @@ from onnxpress.step import target_count
 from onnxpress.steps.repair import Repair
 from onnxpress.support import cut, keep_largest_overall
 from onnxpress_adapters.errors import StepError
-from onnxpress_adapters.weights import WeightKey
+from onnxpress_adapters.weights import Dense, WeightKey
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 DRAWS = 24
 """Backward passes behind one diagonal of the Gauss-Newton matrix."""
+
+DAMPING = 0.3
+"""First share of a weight's mean curvature added to each of its curvatures."""
 
 LEAST_BLOCK = 0.02
 """Share of the remaining entries below which a block is not halved further."""
@@ -48,7 +51,8 @@ class Greedy:
     pruned or when the budget lies beyond ``layerwise``: entries with the smallest predicted increase
     of d, -w·g + w²·h with the gradient g of d and its Gauss-Newton diagonal h, leave together; the
     layers adapt; and the increase is measured. Where it is far above the prediction the block is
-    taken back and halved (a trust region), where it is as predicted the next one is larger.
+    taken back and halved (a trust region), where it is as predicted the next one is larger; where
+    no prediction holds, the layers' own order is tried as well and the better block stays.
 
     Attributes:
         sparsity: share of zeros over the free weights, 0 to 1; None for a search to find.
@@ -112,16 +116,14 @@ class Greedy:
         kept = _kept(state)
         generator = objective.problem.generator(f"block {kept}")
         curvature = gauss_newton(objective, state.tensors, free, DRAWS, generator)
-        scores = {}
-        for key in free:
-            form = state.weights[key]
-            score = form.values * (form.values * curvature[key] - gradient[key])
-            # Where d is not finite its derivatives say nothing; then the smallest entries leave.
-            score = torch.where(score.isfinite(), score, form.values.square())
-            scores[key] = torch.where(form.support, score, torch.inf)
+        damping = DAMPING
         size = min(kept - goal, max(1, int(share * kept)))
         least = max(1, int(LEAST_BLOCK * kept))
         while True:
+            scores = {
+                key: _scores(state.weights[key], gradient[key], curvature[key], damping)
+                for key in free
+            }
             taken = _smallest(scores, state, size)
             predicted = max(0.0, sum(float(scores[k][gone].sum()) for k, gone in taken.items()))
             candidate = self._without(state, objective, taken)
@@ -129,9 +131,17 @@ class Greedy:
             allowed = self.trust * predicted + SLACK * size / kept
             if rise <= allowed or size <= least:
                 break
-            size = max(least, size // 2)
-        larger = GROWTH * share if rise <= allowed and size >= int(share * kept) else size / kept
+            size, damping = max(least, size // 2), 4 * damping
+        accepted = rise <= allowed
+        larger = GROWTH * share if accepted and size >= int(share * kept) else size / kept
         note = f"block of {size}: d {before:.3g}, predicted +{predicted:.3g}, measured {rise:+.3g}"
+        if not accepted:
+            whole = min(kept - goal, max(1, int(share * kept)))
+            other = self._without(state, objective, _by_surgery(state, objective, whole))
+            level = float(objective.measure_fit(other.tensors).per_output.sum()) - before
+            if level / whole < rise / size:
+                candidate, larger = other, share
+                note = f"{note}; by surgery a block of {whole}: measured {level:+.3g}"
         repaired = self.between(candidate.noted(note), objective.problem)
         return repaired, min(LARGEST_BLOCK, max(larger, LEAST_BLOCK))
 
@@ -155,6 +165,21 @@ class Greedy:
         return state.with_weights(changed)
 
 
+def _scores(form: Dense, gradient: Tensor, curvature: Tensor, damping: float) -> Tensor:
+    """Predict what d gains from removing each entry, -w·g + w²·(h + λ); infinite off the support.
+
+    λ is ``damping`` times the mean curvature of the weight. Where outputs saturate, h is blind to
+    what a removal as large as w does, and g promises gains that end long before w is zero: both
+    call for large entries to leave last. What d does not depend on at all is free to leave at any
+    size; and where d is not finite, so that its derivatives say nothing, size alone decides.
+    """
+    share = damping * curvature[form.support].mean() if bool(form.support.any()) else 0.0
+    seen = (curvature != 0) | (gradient != 0)
+    score = form.values * (form.values * (curvature + share * seen) - gradient)
+    score = torch.where(score.isfinite(), score, form.values.square())
+    return torch.where(form.support, score.clamp_min(0.0) + 1e-12 * form.values.square(), torch.inf)
+
+
 def _smallest(scores: dict[WeightKey, Tensor], state: State, size: int) -> dict[WeightKey, Tensor]:
     """Mark the ``size`` smallest scores, at most ``LARGEST_BITE`` of each weight's support."""
     limited = {}
@@ -168,6 +193,30 @@ def _smallest(scores: dict[WeightKey, Tensor], state: State, size: int) -> dict[
     total = sum(score.numel() for score in limited.values())
     kept = keep_largest_overall(limited, total - size)
     return {key: ~mask for key, mask in kept.items() if not bool(mask.all())}
+
+
+def _by_surgery(state: State, objective: Objective, size: int) -> dict[WeightKey, Tensor]:
+    """Mark ``size`` entries of the support by the layers' own order and the allocation.
+
+    Where outputs saturate the Gauss-Newton diagonal is nearly zero and its order says little; what
+    a layer's outputs lose is then the better guide.
+    """
+    reference = objective.problem.reference
+    dense = {key: Dense(reference[key], reference[key] != 0) for key in state.free}
+    curves = curves_of(objective, state.with_weights(dense))
+    shares = allocated(curves, _kept(state) - size)
+    held = {key: state.weights[key].nonzeros for key in shares}
+    left = {key: min(held[key], share) for key, share in shares.items()}
+    for key in sorted(left, key=lambda key: left[key] - held[key]):
+        missing = _kept(state) - size - sum(left.values())
+        left[key] += max(0, min(held[key] - left[key], missing))
+    taken = {}
+    for curve in curves:
+        support = state.weights[curve.key].support
+        costs = torch.where(support, curve.costs, -1.0)
+        kept = keep_largest_overall({curve.key: costs}, left[curve.key])[curve.key]
+        taken[curve.key] = support & ~kept
+    return taken
 
 
 def _hessians(objective: Objective, state: State) -> dict[WeightKey, Tensor]:
