@@ -15,11 +15,11 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
-from onnxpress.press import Job
 
 from checkout import environment
 from onnxpress import __version__
 from onnxpress.cli import main, output
+from onnxpress.press import Job
 from onnxpress.report import Report
 from onnxpress.step import Chain
 from onnxpress.steps.magnitude import Magnitude

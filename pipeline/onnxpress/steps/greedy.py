@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 DRAWS = 24
 """Backward passes behind one diagonal of the Gauss-Newton matrix."""
 
-DAMPING = 0.3
+DAMPING = 0.1
 """First share of a weight's mean curvature added to each of its curvatures."""
+
+STIFFER = 8.0
+"""How much larger that share is each time a block is taken back."""
 
 LEAST_BLOCK = 0.02
 """Share of the remaining entries below which a block is not halved further."""
@@ -46,13 +49,14 @@ class Greedy:
     """Remove what d misses least, and let the rest adapt.
 
     Two phases. *Layer by layer*, from a network that is not pruned yet: optimal brain surgery gives
-    every layer an order of removal and the values that remain, d is measured for each layer at each
-    level, and dynamic programming shares the budget out. *In blocks*, from a network that is already
-    pruned or when the budget lies beyond ``layerwise``: entries with the smallest predicted increase
-    of d, -w·g + w²·h with the gradient g of d and its Gauss-Newton diagonal h, leave together; the
-    layers adapt; and the increase is measured. Where it is far above the prediction the block is
-    taken back and halved (a trust region), where it is as predicted the next one is larger; where
-    no prediction holds, the layers' own order is tried as well and the better block stays.
+    every layer an order of removal and the values that remain, d is measured for each layer at
+    each level, and dynamic programming shares the budget out. *In blocks*, from a network that is
+    already pruned or when the budget lies beyond ``layerwise``: entries with the smallest predicted
+    increase of d, -w·g + w²·h with the gradient g of d and its Gauss-Newton diagonal h, leave
+    together; the layers adapt; and the increase is measured. Where it is far above the prediction
+    the block is taken back and halved (a trust region), where it is as predicted the next one is
+    larger; where no prediction holds, the layers' own order is tried as well and the better block
+    stays.
 
     Attributes:
         sparsity: share of zeros over the free weights, 0 to 1; None for a search to find.
@@ -131,7 +135,7 @@ class Greedy:
             allowed = self.trust * predicted + SLACK * size / kept
             if rise <= allowed or size <= least:
                 break
-            size, damping = max(least, size // 2), 4 * damping
+            size, damping = max(least, size // 2), STIFFER * damping
         accepted = rise <= allowed
         larger = GROWTH * share if accepted and size >= int(share * kept) else size / kept
         note = f"block of {size}: d {before:.3g}, predicted +{predicted:.3g}, measured {rise:+.3g}"

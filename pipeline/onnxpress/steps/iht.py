@@ -38,10 +38,10 @@ GROWTH = 1.3
 class Iht:
     """Descend on d and project onto the networks with at most s nonzeros, again and again.
 
-    θ ← H_s(θ - γ M⁻¹ ∇d(θ)), in the metric M: H_s keeps the entries with the largest m·θ². Pruned
-    entries may return, which no greedy method allows. The step γ begins at one over the curvature
-    found by power iteration around the first point, is cut to one over every curvature met along the
-    trajectory, and is halved until d falls. The point that is best on the choose set is kept.
+    θ ← H_s(θ - t M⁻¹ ∇d(θ)), in the metric M: H_s keeps the entries with the largest m·θ². Pruned
+    entries may return, which no greedy method allows. The step t begins at one over the curvature
+    found by power iteration around the first point, is cut to one over every curvature met along
+    the trajectory, and is halved until d falls. The point that is best on the choose set is kept.
 
     Attributes:
         sparsity: share of zeros over the free weights, 0 to 1; None for a search to find.
@@ -54,7 +54,7 @@ class Iht:
         seeds/learning_sparse_network_iht.txt, Algorithm 1 and section III (restricted smoothness);
         Blumensath & Davies 2009. FACTS section 4: the paper's estimate from random sparse pairs
         diverges on trained networks, hence the power iteration and the halving; stability needs
-        both γ·max|g_off| ≤ min|θ_S| and g_S ≈ 0, hence both in the log.
+        both t·max|g_off| ≤ min|θ_S| and g_S ≈ 0, hence both in the log.
     """
 
     sparsity: float | None = None
@@ -198,4 +198,4 @@ class _Descent:
 
 
 def _norm(point: Mapping[WeightKey, Tensor]) -> float:
-    return sum(float(value.double().square().sum()) for value in point.values()) ** 0.5
+    return float(sum(float(value.double().square().sum()) for value in point.values()) ** 0.5)
