@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -26,13 +25,14 @@ def where(*packages: str) -> str:
     """Say when and on what a measurement was made.
 
     Args:
-        packages: whose versions matter.
+        packages: whose versions matter, by the name they are imported under (onnxruntime comes from
+            one of two distributions).
     """
     date = datetime.now(UTC).date().isoformat()
     threads = os.environ.get("OMP_NUM_THREADS")
     cores = f"{os.cpu_count()} cores" + (f" (OMP_NUM_THREADS={threads})" if threads else "")
     python = f"Python {platform.python_version()}"
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    versions = ", ".join(f"{package} {import_module(package).__version__}" for package in packages)
     return f"Measured on {date}, {platform.machine()}, {cores}, {python}, {versions}."
 
 
