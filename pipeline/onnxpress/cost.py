@@ -30,6 +30,11 @@ NODE_MACS = 1.5e6
 ELEMENT_MACS = 8
 """What writing one intermediate entry costs, in multiply-adds."""
 
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
+LOOP_NODES = 12
+"""Nodes that one place of a recurrent loop counts as."""
+
 LARGEST_BATCH = 256
 
 
@@ -69,7 +74,7 @@ class Cost:
         macs: multiply-adds of a forward pass in matrix products and convolutions, and what its
             intermediate results cost in the same currency.
         elements: entries of all intermediate results.
-        nodes: nodes that ran.
+        nodes: nodes that ran, those of recurrent loops once per place.
         batch: samples that fit into memory together.
         effort: scales all work.
     """
@@ -96,8 +101,19 @@ class Cost:
         for layer in network.layers:
             for path, place, _ in layer.sites:
                 macs += trace.sizes.get((path, place), 0) * layer.columns
+        nodes = len(trace.sizes)
+        for body in network.program.main.walk():
+            for instruction in body.instructions:
+                if instruction.node.operator in RECURRENT:
+                    # A loop over time: every place of the sequence computes like some nodes of
+                    # its own, with activations of its own to keep for the gradient.
+                    hidden = int(instruction.node.get("hidden_size", 1))
+                    places = trace.sizes.get((body.path, instruction.place), 0) // hidden
+                    nodes += LOOP_NODES * places
+                    macs += places * 8.0 * hidden**2
+                    elements += places * LOOP_NODES * hidden
         batch = int(ACTIVATION_BYTES / (4 * elements))
-        return cls(macs, elements, len(trace.sizes), max(1, min(LARGEST_BATCH, batch)), effort)
+        return cls(macs, elements, nodes, max(1, min(LARGEST_BATCH, batch)), effort)
 
     def steps(self, units: float, samples: int) -> int:
         """Count the gradient steps on so many samples each that ``units`` of work pay for.
