@@ -5,17 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from models import case_of, linear_model
 from onnxpress import cost as module
 from onnxpress.cost import (
     ELEMENT_MACS,
     LARGEST_BATCH,
+    LOOP_NODES,
     MACS_PER_UNIT,
     NODE_MACS,
     Cost,
     one_thread_spared,
 )
+from onnxpress_adapters.network import import_network
 
 
 def counted(effort: float = 1.0) -> Cost:
@@ -29,6 +32,27 @@ def test_one_sample_of_a_linear_layer() -> None:
     assert found.macs == 3 * ELEMENT_MACS + 6 * 3
     assert found.nodes == 1
     assert found.batch == LARGEST_BATCH
+
+
+def test_a_recurrent_loop_counts_once_per_place() -> None:
+    hidden, places = 4, 7
+    weights = {"W": (1, hidden, 3), "R": (1, hidden, hidden)}
+    graph = helper.make_graph(
+        [helper.make_node("RNN", ["x", "W", "R"], ["y"], hidden_size=hidden)],
+        "loop",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [places, 1, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [places, 1, 1, hidden])],
+        [
+            numpy_helper.from_array(np.zeros(shape, np.float32), name)
+            for name, shape in weights.items()
+        ],
+    )
+    network, reference = import_network(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    )
+    found = Cost.of(network, reference, [torch.zeros(1, places, 1, 3)], 1.0)
+    assert found.nodes == 1 + LOOP_NODES * places
+    assert found.macs == ELEMENT_MACS * places * hidden + 8 * places * hidden**2
 
 
 def test_a_batch_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
