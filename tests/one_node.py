@@ -49,7 +49,8 @@ class Prepared:
 
 def prepare(proto: NodeProto, version: int, given: Mapping[str, Array]) -> Prepared:
     """Find the converter of a node and lay out its inputs, each in its lane."""
-    view = nodes.view(proto, version)
+    types = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in given.items()}
+    view = nodes.view(proto, version, types)
     entry = load().find(view.domain, view.operator, view.version)
     assert entry is not None, f"no converter for {view} at opset {version}"
     rest = next((-place - 1 for place in entry.host if place < 0), len(view.inputs))

@@ -24,6 +24,8 @@ class NodeView:
             left as they are.
         inputs: names; ``""`` for one left out.
         outputs: names; ``""`` for one nobody asked for.
+        types: the ONNX element type of each input, 0 where it is not known or not a tensor. Only
+            numbers of 2 and 4 bits need it: torch holds them in wider types.
     """
 
     operator: str
@@ -33,6 +35,11 @@ class NodeView:
     attributes: Mapping[str, Any]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    types: tuple[int, ...] = ()
+
+    def type_of(self, place: int) -> int:
+        """Give the ONNX element type of an input, 0 where it is not known."""
+        return self.types[place] if place < len(self.types) else 0
 
     def get(self, name: str, default: Any = None) -> Any:
         """Give an attribute, or ``default`` where the node leaves it out."""
@@ -43,13 +50,15 @@ class NodeView:
         return f"{self.operator} '{self.name}'"
 
 
-def view(node: NodeProto, version: int) -> NodeView:
+def view(node: NodeProto, version: int, types: Mapping[str, int] | None = None) -> NodeView:
     """Decode a node.
 
     Args:
         node: of any domain.
         version: the opset version its domain has in the model.
+        types: ONNX element types of values, by name, as far as they are known.
     """
+    known = types or {}
     domain = "" if node.domain == "ai.onnx" else node.domain
     first = next((name for name in node.output if name), "")
     return NodeView(
@@ -60,6 +69,7 @@ def view(node: NodeProto, version: int) -> NodeView:
         attributes={a.name: decode(a, node) for a in node.attribute},
         inputs=tuple(node.input),
         outputs=tuple(node.output),
+        types=tuple(known.get(name, 0) for name in node.input),
     )
 
 
