@@ -5,33 +5,15 @@ Older opsets, attributes in odd combinations, and the operators onnxruntime's op
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from one_node import Array, make
-
-MICROSOFT = "com.microsoft"
-
-
-class Row(NamedTuple):
-    """A node, its inputs, and the opset version it is read with."""
-
-    operator: str
-    version: int
-    attributes: Mapping[str, Any]
-    inputs: tuple[Array | None, ...]
-    outputs: int = 1
-    domain: str = ""
-
-    def __str__(self) -> str:
-        shapes = [None if value is None else value.shape for value in self.inputs]
-        return f"{self.operator}-{self.version} {dict(self.attributes)} {shapes}"
-
+from beside_runtime import Row, check, microsoft, row
+from one_node import Array
 
 rng = np.random.default_rng(0)
 
@@ -46,60 +28,6 @@ def ints(*values: int) -> Array:
 
 def scalar(value: float) -> Array:
     return np.array(value, np.float32)
-
-
-def row(operator: str, version: int, *inputs: Array | None, outputs: int = 1, **kw: Any) -> Row:
-    return Row(operator, version, kw, inputs, outputs)
-
-
-def microsoft(operator: str, *inputs: Array | None, **kw: Any) -> Row:
-    return Row(operator, 1, kw, inputs, domain=MICROSOFT)
-
-
-def answer(chosen: Row) -> list[Array]:
-    """Run a row in onnxruntime."""
-    proto, _ = make(
-        chosen.operator,
-        chosen.inputs,
-        chosen.attributes,
-        version=chosen.version,
-        domain=chosen.domain,
-        outputs=chosen.outputs,
-    )
-    given = {f"i{place}": v for place, v in enumerate(chosen.inputs) if v is not None}
-    infos = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-        for name, v in given.items()
-    ]
-    results = [helper.make_empty_tensor_value_info(name) for name in proto.output]
-    opsets = [helper.make_opsetid("", 17 if chosen.domain else chosen.version)]
-    opsets += [helper.make_opsetid(chosen.domain, 1)] if chosen.domain else []
-    model = helper.make_model(
-        helper.make_graph([proto], "one", infos, results), opset_imports=opsets, ir_version=8
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return [np.asarray(value) for value in session.run(None, given)]
-
-
-def check(chosen: Row) -> None:
-    _, prepared = make(
-        chosen.operator,
-        chosen.inputs,
-        chosen.attributes,
-        version=chosen.version,
-        domain=chosen.domain,
-        outputs=chosen.outputs,
-    )
-    for result, expected in zip(prepared.run(), answer(chosen), strict=False):
-        assert result is not None, str(chosen)
-        value = result.numpy()
-        assert value.dtype == expected.dtype, str(chosen)
-        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5, err_msg=str(chosen))
 
 
 def softmax_rows() -> Iterator[Row]:
