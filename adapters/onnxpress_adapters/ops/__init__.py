@@ -2,6 +2,7 @@
 
 from onnxpress_adapters.ops import (
     activation,
+    cast,
     conv,
     elementwise,
     indexing,
@@ -19,6 +20,7 @@ from onnxpress_adapters.registry import REGISTRY, Registry
 
 FAMILIES = (
     activation,
+    cast,
     conv,
     elementwise,
     indexing,

@@ -1,4 +1,4 @@
-"""Arithmetic, comparison, logic, bits and casts: every output entry from its own input entries."""
+"""Arithmetic, comparison, logic and bits: every output entry from its own input entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onnxpress_adapters.node import NodeView
-from onnxpress_adapters.ops.dtypes import torch_dtype, widened
+from onnxpress_adapters.ops.dtypes import widened
 from onnxpress_adapters.registry import Converter, converter
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -197,31 +197,3 @@ def is_inf(node: NodeView, x: Tensor) -> Tensor:
 def where(node: NodeView, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Choose between two tensors entry by entry, with broadcasting."""
     return torch.where(condition, x, y)
-
-
-@converter("Cast")
-def cast(node: NodeView, x: Tensor) -> Tensor:
-    """Change the type of the entries."""
-    return to_dtype(x, torch_dtype(node.get("to")), bool(node.get("saturate", 1)))
-
-
-@converter("CastLike")
-def cast_like(node: NodeView, x: Tensor, like: Tensor) -> Tensor:
-    """Change the type of the entries to that of another tensor."""
-    return to_dtype(x, like.dtype, bool(node.get("saturate", 1)))
-
-
-def to_dtype(x: Tensor, dtype: torch.dtype, saturate: bool) -> Tensor:
-    """Cast as ONNX does: to the largest finite 8-bit float where ``saturate`` asks for it.
-
-    A NaN stays one; without ``saturate`` too large numbers become infinite or NaN.
-    """
-    if not (dtype.is_floating_point and dtype.itemsize == 1) or not x.is_floating_point():
-        return x.to(dtype)
-    if saturate:
-        highest = torch.finfo(dtype).max
-        return x.to(torch.float32).clamp(-highest, highest).to(dtype)
-    if dtype == torch.float8_e4m3fn:
-        # torch saturates here in any case; beyond 464 the nearest value would be the NaN.
-        x = torch.where(torch.abs(x) > 464, torch.nan, x)
-    return x.to(dtype)

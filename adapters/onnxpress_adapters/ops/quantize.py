@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from onnx import TensorProto
 from torch import Tensor
 
 from onnxpress_adapters.node import NodeView
+from onnxpress_adapters.ops.cast import to_dtype
 from onnxpress_adapters.ops.dtypes import torch_dtype
-from onnxpress_adapters.ops.elementwise import to_dtype
+from onnxpress_adapters.ops.narrow import FLOATS, INTEGERS, rounded
 from onnxpress_adapters.registry import converter
 
 
@@ -18,14 +20,13 @@ def spread(node: NodeView, parameter: Tensor, x: Tensor) -> Tensor:
     """
     if parameter.dim() == 0 or x.dim() == 0:
         return parameter.reshape(())
-    if parameter.dim() == 1:
-        if parameter.shape[0] == 1:
-            return parameter
-        axis = node.get("axis", 1) % x.dim()
-        return parameter.reshape((-1,) + (1,) * (x.dim() - 1 - axis))
-    axis = node.get("axis", 1) % x.dim()
-    repeated = torch.repeat_interleave(parameter, node.get("block_size"), axis)
-    return repeated.narrow(axis, 0, x.shape[axis])
+    axis, block = node.get("axis", 1), node.get("block_size", 0)
+    if block:
+        repeated = torch.repeat_interleave(parameter, block, axis)
+        return repeated.narrow(axis, 0, x.shape[axis])
+    if parameter.dim() == 1 and parameter.shape[0] > 1:
+        return parameter.reshape((-1,) + (1,) * (x.dim() - 1 - axis % x.dim()))
+    return parameter
 
 
 @converter("QuantizeLinear")
@@ -33,22 +34,26 @@ def quantize_linear(
     node: NodeView, x: Tensor, scale: Tensor, zero_point: Tensor | None = None
 ) -> Tensor:
     """``saturate(round(x / scale) + zero_point)``, in the type of the zero point."""
+    kind = node.get("output_dtype") or TensorProto.UINT8
+    dtype = torch_dtype(kind)
     if zero_point is not None:
-        dtype = zero_point.dtype
-    else:
-        dtype = torch_dtype(node.get("output_dtype")) if node.get("output_dtype") else torch.uint8
+        kind, dtype = node.type_of(2), zero_point.dtype
     working = torch_dtype(node.get("precision")) if node.get("precision") else torch.float32
     # onnxruntime divides in float32 whatever the types are.
     ratio = x.to(working) / spread(node, scale, x).to(working)
+    shift = 0 if zero_point is None else spread(node, zero_point.to(working), x)
+    if kind in FLOATS:
+        return rounded(ratio + shift, kind)
     if dtype.is_floating_point:
-        if zero_point is not None:
-            ratio = ratio + spread(node, zero_point.to(working), x)
-        return to_dtype(ratio, dtype, bool(node.get("saturate", 1)))
-    rounded = torch.round(ratio)
-    if zero_point is not None:
-        rounded = rounded + spread(node, zero_point.to(working), x)
-    limits = torch.iinfo(dtype)
-    return torch.clamp(rounded, limits.min, limits.max).to(dtype)
+        return to_dtype(ratio + shift, dtype, bool(node.get("saturate", 1)))
+    low, high = INTEGERS.get(kind) or limits(dtype)
+    return torch.clamp(torch.round(ratio) + shift, low, high).to(dtype)
+
+
+def limits(dtype: torch.dtype) -> tuple[int, int]:
+    """Give the lowest and the highest value of an integer type."""
+    info = torch.iinfo(dtype)
+    return info.min, info.max
 
 
 @converter("DequantizeLinear")
