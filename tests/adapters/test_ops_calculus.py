@@ -129,8 +129,14 @@ def check_gradient(prepared: Prepared, places: Sequence[int]) -> bool:
     return torch.autograd.gradcheck(outputs, values, fast_mode=True, atol=1e-4)
 
 
-# Infinities, NaN and powers of negative numbers have no difference quotients.
-UNSMOOTH_CASES = ("test_pow", "test_mod_float_edge_cases", "test_onehot")
+# Infinities, NaN and powers of negative numbers have no difference quotients, and a softmax asked
+# for in float32 drowns those of float64.
+UNSMOOTH_CASES = (
+    "test_attention_24_qk_matmul_output_mode3_softmax_precision",
+    "test_mod_float_edge_cases",
+    "test_onehot",
+    "test_pow",
+)
 
 
 @pytest.mark.parametrize("operator", sorted(set(by_operator()) - set(NO_DERIVATIVE)))

@@ -142,7 +142,6 @@ def test_lstm_without_steps_used_keeps_its_state() -> None:
     assert history[1, 0, 1].tolist() == last[0, 1].tolist()
 
 
-NORM = [images(2, 3), *(np.ones(3, np.float32) for _ in range(4))]
 CUBE = images(1, 1, 2, 2, 2, 2)
 SEQUENCE = [images(1, 1, 1), np.ones((1, 1, 1), np.float32), np.ones((1, 1, 1), np.float32)]
 
@@ -150,8 +149,6 @@ SEQUENCE = [images(1, 1, 1), np.ones((1, 1, 1), np.float32), np.ones((1, 1, 1), 
 @pytest.mark.parametrize(
     ("operator", "inputs", "options", "message"),
     [
-        ("BatchNormalization", NORM, {"training_mode": 1}, "training mode"),
-        ("Dropout", [images(2), np.array(0.5), np.array(True)], {}, "training mode"),
         ("Conv", [CUBE, CUBE], {}, "4 spatial axes"),
         ("MaxPool", [CUBE], {"kernel_shape": [1, 1, 1, 1]}, "4 spatial axes"),
         ("MaxPool", [images(1, 1, 2)], {"kernel_shape": [1], "auto_pad": "ODD"}, "auto_pad 'ODD'"),

@@ -2,37 +2,47 @@
 
 from onnxpress_adapters.ops import (
     activation,
+    attention,
     cast,
     conv,
+    dropout,
     elementwise,
     indexing,
     linear,
+    loss,
     norm,
     pool,
     quantize,
     recurrent,
     reduce,
     resize,
+    rotary,
     shape,
     softmax,
+    state,
 )
 from onnxpress_adapters.registry import REGISTRY, Registry
 
 FAMILIES = (
     activation,
+    attention,
     cast,
     conv,
+    dropout,
     elementwise,
     indexing,
     linear,
+    loss,
     norm,
     pool,
     quantize,
     recurrent,
     reduce,
     resize,
+    rotary,
     shape,
     softmax,
+    state,
 )
 
 

@@ -139,6 +139,13 @@ def swish(node: NodeView, x: Tensor) -> Tensor:
     return x * torch.sigmoid(node.get("alpha", 1.0) * x)
 
 
+@converter("SwiGLU", since=28)
+def swiglu(node: NodeView, gate: Tensor, x: Tensor) -> Tensor:
+    """``x`` times Swish of the gate."""
+    wide = gate.to(torch.promote_types(gate.dtype, torch.float32))
+    return (wide * torch.sigmoid(node.get("alpha", 1.0) * wide) * x).to(gate.dtype)
+
+
 @converter("Shrink")
 def shrink(node: NodeView, x: Tensor) -> Tensor:
     """Move by ``bias`` towards zero, and to zero inside ``[-lambd, lambd]``."""

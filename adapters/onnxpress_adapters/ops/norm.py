@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxpress_adapters.errors import AdapterError
 from onnxpress_adapters.node import NodeView
 from onnxpress_adapters.registry import converter
 
@@ -16,14 +15,44 @@ from onnxpress_adapters.registry import converter
 @converter("BatchNormalization")
 def batch_normalization(
     node: NodeView, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
-) -> Tensor:
-    """``scale (x - mean) / sqrt(variance + epsilon) + bias`` per channel, as inference does it.
+) -> Tensor | tuple[Tensor, ...]:
+    """``scale (x - mean) / sqrt(variance + epsilon) + bias`` per channel.
 
-    Raises:
-        AdapterError: the node asks for the statistics of the batch.
+    The mean and the variance are given in inference. In training mode they are those of the batch,
+    and the given ones, moved towards them, come out as well.
     """
-    if node.get("training_mode", 0):
-        raise AdapterError(f"{node} is in training mode; export the model for inference")
+    if not in_training(node):
+        return standardised_by(node, x, scale, bias, mean, variance)
+    working = torch.promote_types(x.dtype, torch.float32)
+    axes = (0, *range(2, x.dim())) if node.get("spatial", 1) else (0,)
+    wide = x.to(working)
+    batch_mean = torch.mean(wide, axes).reshape(mean.shape)
+    batch_variance = torch.var(wide, axes, correction=0).reshape(variance.shape)
+    momentum = node.get("momentum", 0.9)
+    moved = (
+        (mean * momentum + batch_mean * (1 - momentum)).to(mean.dtype),
+        (variance * momentum + batch_variance * (1 - momentum)).to(variance.dtype),
+    )
+    result = standardised_by(node, wide, scale, bias, batch_mean, batch_variance).to(x.dtype)
+    # Before opset 14 the statistics of the batch are outputs too.
+    own = (batch_mean.to(mean.dtype), batch_variance.to(variance.dtype))
+    return (result, *moved, *own) if node.version < 14 else (result, *moved)
+
+
+def in_training(node: NodeView) -> bool:
+    """Say whether a BatchNormalization takes the statistics of the batch.
+
+    Before opset 14 it does where somebody asks for the statistics.
+    """
+    if node.version >= 14:
+        return bool(node.get("training_mode", 0))
+    return any(node.outputs[1:]) and not node.get("is_test", 0)
+
+
+def standardised_by(
+    node: NodeView, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
+    """Apply a mean and a variance, and then scale and bias, per channel or per feature."""
     slope = scale / torch.sqrt(variance + node.get("epsilon", 1e-5))
     offset = bias - mean * slope
     if node.get("spatial", 1):
@@ -34,7 +63,11 @@ def batch_normalization(
 
 
 def standardised(x: Tensor, axes: tuple[int, ...], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Give ``x`` with mean 0 and variance 1 over the axes, the mean, and 1 / deviation."""
+    """Give ``x`` with mean 0 and variance 1 over the axes, the mean, and 1 / deviation.
+
+    Half precision becomes float32, in which ONNX keeps statistics.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = torch.mean(x, axes, keepdim=True)
     centred = x - mean
     inverse = torch.rsqrt(torch.mean(centred * centred, axes, keepdim=True) + epsilon)
@@ -46,7 +79,7 @@ def instance_normalization(node: NodeView, x: Tensor, scale: Tensor, bias: Tenso
     """Standardise each channel of each sample, then scale and shift per channel."""
     shape = (-1,) + (1,) * (x.dim() - 2)
     normal, _, _ = standardised(x, tuple(range(2, x.dim())), node.get("epsilon", 1e-5))
-    return normal * scale.reshape(shape) + bias.reshape(shape)
+    return (normal * scale.reshape(shape) + bias.reshape(shape)).to(x.dtype)
 
 
 @converter("LayerNormalization")
@@ -56,7 +89,7 @@ def layer_normalization(
     """Standardise over the axes from ``axis`` on; also give mean and 1 / deviation."""
     axes = tuple(range(node.get("axis", -1) % x.dim(), x.dim()))
     normal, mean, inverse = standardised(x, axes, node.get("epsilon", 1e-5))
-    result = normal * scale
+    result = normal.to(x.dtype) * scale
     return (result if bias is None else result + bias), mean, inverse
 
 
@@ -64,8 +97,9 @@ def layer_normalization(
 def rms_normalization(node: NodeView, x: Tensor, scale: Tensor) -> Tensor:
     """Divide by the root of the mean square over the axes from ``axis`` on, then scale."""
     axes = tuple(range(node.get("axis", -1) % x.dim(), x.dim()))
-    square = torch.mean(x * x, axes, keepdim=True)
-    return x * torch.rsqrt(square + node.get("epsilon", 1e-5)) * scale
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    square = torch.mean(wide * wide, axes, keepdim=True)
+    return (wide * torch.rsqrt(square + node.get("epsilon", 1e-5))).to(x.dtype) * scale
 
 
 @converter("GroupNormalization")
@@ -79,7 +113,7 @@ def group_normalization(node: NodeView, x: Tensor, scale: Tensor, bias: Tensor) 
         shape: tuple[int, ...] = (groups, 1) + (1,) * len(spatial)
     else:
         shape = (groups, channels // groups) + (1,) * len(spatial)
-    return (normal * scale.reshape(shape) + bias.reshape(shape)).reshape(x.shape)
+    return (normal * scale.reshape(shape) + bias.reshape(shape)).reshape(x.shape).to(x.dtype)
 
 
 @converter("MeanVarianceNormalization")

@@ -304,28 +304,3 @@ def space_to_depth(node: NodeView, x: Tensor) -> Tensor:
     else:
         mixed = blocks.permute(0, 1, 3, 5, 2, 4)
     return mixed.reshape(count, channels * block**2, rows, columns)
-
-
-@converter("Dropout", until=11)
-def dropout_old(node: NodeView, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Pass the input on, as inference does; the mask keeps everything."""
-    dtype = torch.bool if node.version >= 10 else x.dtype
-    return x, torch.ones_like(x, dtype=dtype)
-
-
-@converter("Dropout", since=12, host=(1, 2))
-def dropout(
-    node: NodeView,
-    x: Tensor,
-    ratio: np.ndarray | None = None,
-    training: np.ndarray | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Pass the input on; the mask keeps everything.
-
-    Raises:
-        AdapterError: the node really drops entries, as only training does.
-    """
-    share = 0.5 if ratio is None else ratio.reshape(-1)[0]
-    if training is not None and training.reshape(-1)[0] and share != 0:
-        raise AdapterError(f"{node} is in training mode; export the model for inference")
-    return x, torch.ones_like(x, dtype=torch.bool)
