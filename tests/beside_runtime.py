@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,10 @@ MICROSOFT = "com.microsoft"
 
 
 class Row(NamedTuple):
-    """A node, its inputs, and the opset version it is read with."""
+    """A node, its inputs, and the opset version it is read with.
+
+    ``kinds`` names the ONNX element type of outputs for which onnxruntime cannot tell it.
+    """
 
     operator: str
     version: int
@@ -23,6 +27,7 @@ class Row(NamedTuple):
     inputs: tuple[Array | None, ...]
     outputs: int = 1
     domain: str = ""
+    kinds: Mapping[int, int] = MappingProxyType({})
 
     def __str__(self) -> str:
         shapes = [None if value is None else value.shape for value in self.inputs]
@@ -71,7 +76,12 @@ def answer(chosen: Row, opset: int = 17, ir: int = 8) -> list[Array]:
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
         for name, v in feeds.items()
     ]
-    results = [helper.make_empty_tensor_value_info(name) for name in proto.output]
+    results = [
+        helper.make_tensor_value_info(name, chosen.kinds[place], None)
+        if place in chosen.kinds
+        else helper.make_empty_tensor_value_info(name)
+        for place, name in enumerate(proto.output)
+    ]
     opsets = [helper.make_opsetid("", opset if chosen.domain else chosen.version)]
     opsets += [helper.make_opsetid(chosen.domain, 1)] if chosen.domain else []
     model = helper.make_model(

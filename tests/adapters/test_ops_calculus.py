@@ -1,13 +1,11 @@
 """Converters stay on their device, and can be vectorised and differentiated."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from one_node import Case, Prepared, cases, make, reason
+from calculus import check_gradient, check_meta, check_vmap, floats, run_on
+from one_node import Case, cases, make, reason
 
 ITEMS = 2000
 """Cases with more numbers than this are left out of gradient checks: they cost seconds."""
@@ -21,46 +19,16 @@ def by_operator() -> dict[str, list[Case]]:
     return found
 
 
-def copies(value: Tensor) -> Tensor:
-    """Stack three tensors of one shape: the one given, another, and the one given."""
-    if value.dtype.itemsize == 1 or not value.is_floating_point():
-        return torch.stack([value, value, value])
-    return torch.stack([value, value * 0.9, value])
-
-
 @pytest.mark.parametrize("operator", sorted(by_operator()))
 def test_vmap_over_each_input_is_the_loop(operator: str) -> None:
     for case in by_operator()[operator]:
-        prepared = case.prepared(case.sets[0][0])
-        for place in prepared.tensors():
-            stacked = copies(prepared.arguments[place])
-
-            def one(
-                value: Tensor, prepared: Prepared = prepared, place: int = place
-            ) -> tuple[Tensor, ...]:
-                return prepared.with_({place: value})
-
-            vectorised = torch.vmap(one)(stacked)
-            looped = [torch.stack(parts) for parts in zip(*map(one, stacked), strict=True)]
-            for fast, slow in zip(vectorised, looped, strict=True):
-                if not (fast.is_floating_point() and fast.dtype.itemsize == 1):
-                    torch.testing.assert_close(fast, slow, equal_nan=True, rtol=1e-4, atol=1e-5)
-
-
-def run_on(device: str, case: Case) -> tuple[list[Tensor], list[Tensor]]:
-    """Run a case on the CPU and on another device."""
-    prepared = case.prepared(case.sets[0][0])
-    changes = {place: prepared.arguments[place].to(device) for place in prepared.tensors()}
-    return list(prepared.with_({})), list(prepared.with_(changes))
+        check_vmap(case.prepared(case.sets[0][0]))
 
 
 @pytest.mark.parametrize("operator", sorted(by_operator()))
 def test_a_tensor_without_values_is_enough_for_shape_and_type(operator: str) -> None:
-    """Whatever reads a value on the host, or mixes devices, fails on the device ``meta``."""
     for case in by_operator()[operator]:
-        for here, there in zip(*run_on("meta", case), strict=True):
-            assert (there.shape, there.dtype) == (here.shape, here.dtype)
-            assert there.device.type == "meta" or not case.prepared(case.sets[0][0]).tensors()
+        check_meta(case.prepared(case.sets[0][0]))
 
 
 @pytest.mark.gpu
@@ -68,9 +36,9 @@ def test_a_tensor_without_values_is_enough_for_shape_and_type(operator: str) -> 
 @pytest.mark.parametrize("operator", sorted(by_operator()))
 def test_cuda_answers_as_the_cpu(operator: str) -> None:
     for case in by_operator()[operator]:
-        tensors = case.prepared(case.sets[0][0]).tensors()
-        for here, there in zip(*run_on("cuda", case), strict=True):
-            assert there.device.type == "cuda" or not tensors
+        prepared = case.prepared(case.sets[0][0])
+        for here, there in zip(*run_on("cuda", prepared), strict=True):
+            assert there.device.type == "cuda" or not prepared.tensors()
             exact = not here.is_floating_point()
             torch.testing.assert_close(
                 there.cpu().to(torch.float64),
@@ -93,40 +61,6 @@ NO_DERIVATIVE = {
     "Round": STEPS,
     "Sign": STEPS,
 }
-
-
-def floats(prepared: Prepared) -> list[int]:
-    chosen = []
-    for place in prepared.tensors():
-        value = prepared.arguments[place]
-        if value.is_floating_point() and value.dtype.itemsize > 1:
-            chosen.append(place)
-    return chosen
-
-
-def moved(value: Tensor, seed: int) -> Tensor:
-    """Give a float64 tensor just off the given one, and so off its kinks and ties."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(value.shape, generator=generator, dtype=torch.float64)
-    return value.to(torch.float64) + 0.01 * noise + 0.001
-
-
-def check_gradient(prepared: Prepared, places: Sequence[int]) -> bool:
-    """Compare derivatives with difference quotients; False where no output has one."""
-    constants = {
-        place: value.to(torch.float64)
-        for place, value in enumerate(prepared.arguments)
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }
-
-    def outputs(*values: Tensor) -> tuple[Tensor, ...]:
-        results = prepared.with_({**constants, **dict(zip(places, values, strict=True))})
-        return tuple(r for r in results if r.is_floating_point() and r.requires_grad)
-
-    values = [moved(prepared.arguments[p], p).requires_grad_() for p in places]
-    if not outputs(*values):
-        return False
-    return torch.autograd.gradcheck(outputs, values, fast_mode=True, atol=1e-4)
 
 
 # Infinities, NaN and powers of negative numbers have no difference quotients, and a softmax asked
