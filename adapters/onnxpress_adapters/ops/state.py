@@ -91,8 +91,8 @@ def linear_attention(
         )
     # Queries that share a memory stand side by side: [batch, groups, sharing, tokens, size].
     queries = queries.unflatten(1, (groups, -1))
-    fades = None if decay is None else torch.exp(_by_head(decay.to(working), groups))
-    rates = None if beta is None else _by_head(beta.to(working), beta.shape[2])
+    fades = None if decay is None else torch.exp(split_heads(node, decay.to(working), groups))
+    rates = None if beta is None else split_heads(node, beta.to(working), beta.shape[2])
     size = keys.shape[3]
     shape = (keys.shape[0], groups, size, values.shape[3])
     memory = keys.new_zeros(shape) if past is None else past.to(working)
@@ -112,12 +112,6 @@ def linear_attention(
         result = query.new_zeros(*query.shape[:2], queries.shape[1] * queries.shape[2] * shape[3])
     scale = node.get("scale", 0.0) or 1 / math.sqrt(size)
     return (result * scale).to(result_type), memory.to(state_type)
-
-
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """Turn ``[batch, tokens, heads * size]`` into ``[batch, heads, tokens, size]``."""
-    divided: Tensor = x.unflatten(2, (heads, -1))
-    return divided.transpose(1, 2)
 
 
 @converter("CausalConvWithState", since=27)
