@@ -1,0 +1,155 @@
+"""Every converter either has the gradient its difference quotients show, or says why it has none.
+
+A converter is looked at in one of three ways: on the node cases of onnx, which
+``test_ops_calculus.py`` checks one by one; on inputs picked by hand, in ``gradient_picks.py``; or
+not at all, where it is listed below with its reason.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from beside_runtime import Row, prepared
+from calculus import check_gradient, floats
+from gradient_picks import IDLE, PICKS
+from one_node import Prepared, cases, reason
+from onnxpress_adapters.ops import load
+
+Key = tuple[str, str, int]
+"""Domain, operator, and the first opset a converter holds for."""
+
+
+COMPARES = "its result is a truth value or an integer, and steps"
+COUNTS = "its inputs and its result are integers or truth values"
+SHAPES = "its inputs decide the shape of the result, so they are read on the host"
+STEPS = "the derivative is zero where it exists: it rounds, or marks one entry"
+WITHOUT = {
+    ("", "And"): COUNTS,
+    ("", "ArgMax"): COMPARES,
+    ("", "ArgMin"): COMPARES,
+    ("", "BitCast"): "it reads the bits of a number as another",
+    ("", "BitShift"): COUNTS,
+    ("", "BitwiseAnd"): COUNTS,
+    ("", "BitwiseNot"): COUNTS,
+    ("", "BitwiseOr"): COUNTS,
+    ("", "BitwiseXor"): COUNTS,
+    ("", "Ceil"): STEPS,
+    ("", "ConstantOfShape"): SHAPES,
+    ("", "ConvInteger"): COUNTS,
+    ("", "Equal"): COMPARES,
+    ("", "EyeLike"): SHAPES,
+    ("", "Floor"): STEPS,
+    ("", "Greater"): COMPARES,
+    ("", "GreaterOrEqual"): COMPARES,
+    ("", "Hardmax"): STEPS,
+    ("", "IsInf"): COMPARES,
+    ("", "IsNaN"): COMPARES,
+    ("", "Less"): COMPARES,
+    ("", "LessOrEqual"): COMPARES,
+    ("", "MatMulInteger"): COUNTS,
+    ("", "NonMaxSuppression"): COMPARES,
+    ("", "Not"): COUNTS,
+    ("", "Or"): COUNTS,
+    ("", "QLinearConv"): STEPS,
+    ("", "QLinearMatMul"): STEPS,
+    ("", "QuantizeLinear"): STEPS,
+    ("", "Range"): SHAPES,
+    ("", "Round"): STEPS,
+    ("", "Sign"): STEPS,
+    ("", "Xor"): COUNTS,
+}
+
+
+def key_of(domain: str, operator: str, version: int) -> Key:
+    entry = load().find(domain, operator, version)
+    assert entry is not None, f"no converter for {operator} at opset {version}"
+    return domain, operator, entry.since
+
+
+@cache
+def node_cases() -> dict[Key, list[Prepared]]:
+    """Give the node cases of each converter, the first set of inputs of each."""
+    found: dict[Key, list[Prepared]] = {}
+    for case in cases().values():
+        if reason(case.name) is None:
+            (proto,) = case.model.graph.node
+            versions = {entry.domain: entry.version for entry in case.model.opset_import}
+            key = key_of(proto.domain, proto.op_type, versions.get(proto.domain, 1))
+            found.setdefault(key, []).append(case.prepared(case.sets[0][0]))
+    return found
+
+
+ENTRIES = sorted(
+    (domain, operator, entry.since)
+    for (domain, operator), rows in load().rows.items()
+    for entry in rows
+)
+PICKED = {key_of(pick.domain, pick.operator, pick.version) for pick in PICKS}
+LARGEST = 500
+"""More numbers than this make a node case slow to difference."""
+
+
+def smooth(bound: Prepared) -> bool:
+    """Say whether a node case has a gradient, and one that its difference quotients show."""
+    places = floats(bound)
+    count = sum(bound.arguments[place].numel() for place in places)
+    return 0 < count <= LARGEST and check_gradient(bound, places)
+
+
+def gradients(results: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    """Differentiate a weighted sum of the results that depend on the values, in every value."""
+    total = torch.zeros(())
+    for result in results:
+        # Torch takes rounding to 8 bits for the identity, which is no derivative.
+        if result.requires_grad and result.dtype.itemsize > 1:
+            weights = torch.arange(1, result.numel() + 1).reshape(result.shape)
+            total = total + (result.double() * weights).sum()
+    if not total.requires_grad:
+        return [torch.zeros_like(value) for value in values]
+    return list(torch.autograd.grad(total, values, materialize_grads=True))
+
+
+@pytest.mark.parametrize(("domain", "operator", "since"), ENTRIES)
+def test_every_converter_has_a_gradient_or_a_reason(domain: str, operator: str, since: int) -> None:
+    if (domain, operator) in WITHOUT or (domain, operator, since) in PICKED:
+        return
+    found = node_cases().get((domain, operator, since), [])
+    assert any(smooth(bound) for bound in found), (
+        f"pick inputs for {domain or 'ai.onnx'}::{operator} from opset {since} on, "
+        "or list it with the reason why it has no gradient"
+    )
+
+
+@pytest.mark.parametrize("pick", PICKS, ids=str)
+def test_gradient_of_a_pick_is_its_difference_quotient(pick: Row) -> None:
+    bound = prepared(pick)
+    places = [place for place in floats(bound) if place not in IDLE.get(pick.operator, ())]
+    values = [bound.arguments[place].clone().requires_grad_() for place in places]
+
+    def outputs(*given: Tensor) -> tuple[Tensor, ...]:
+        results = bound.with_(dict(zip(places, given, strict=True)))
+        return tuple(result for result in results if result.is_floating_point())
+
+    results = outputs(*values)
+    assert all(result.requires_grad for result in results)
+    assert all(gradient.any() for gradient in gradients(results, values))
+    assert torch.autograd.gradcheck(outputs, values)
+
+
+@pytest.mark.parametrize(("domain", "operator"), sorted(WITHOUT))
+def test_what_is_said_to_have_no_gradient_has_none(domain: str, operator: str) -> None:
+    assert (domain, operator) in load().rows
+    for (*name, _), found in node_cases().items():
+        for bound in found if tuple(name) == (domain, operator) else ():
+            places = floats(bound)
+            values = [bound.arguments[place].clone().requires_grad_() for place in places]
+            results = bound.with_(dict(zip(places, values, strict=True)))
+            for gradient in gradients(results, values):
+                assert not gradient.any()
+
+
+def test_picks_are_for_what_has_a_gradient() -> None:
+    assert {(domain, operator) for domain, operator, _ in PICKED}.isdisjoint(WITHOUT)

@@ -1,0 +1,142 @@
+"""Small inputs for converters, picked by hand, on which they are smooth.
+
+Each stands for a converter whose gradient the node cases of onnx do not show: they leave out old
+opsets and the operators of com.microsoft, and some are too large to difference, or not smooth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import TensorProto
+
+from beside_runtime import Row, microsoft, row
+from one_node import Array
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> Array:
+    return rng.standard_normal(shape)
+
+
+def positive(*shape: int) -> Array:
+    return rng.random(shape) + 0.5
+
+
+def apart(*shape: int) -> Array:
+    """Draw numbers that keep a distance from each other, from zero and from whole numbers."""
+    count = int(np.prod(shape))
+    values = np.arange(count) - count // 2 + 0.3 + 0.2 * rng.random(count)
+    return np.asarray(rng.permutation(values).reshape(shape))
+
+
+def ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+def elementwise_picks() -> Iterator[Row]:
+    for operator in ("Add", "Sub", "Mul", "Div"):
+        yield row(operator, 6, normal(2, 3, 4), positive(3), broadcast=1, axis=1)
+    yield row("Pow", 6, positive(2, 3), normal(3), broadcast=1)
+    yield row("Pow", 15, positive(2, 3), normal(3))
+    yield row("PRelu", 6, apart(2, 3, 2), normal(3))
+    yield row("Clip", 6, apart(3, 4), min=-2.0, max=2.0)
+    yield row("Affine", 1, normal(3), alpha=2.0, beta=1.0)
+    yield row("ScaledTanh", 1, normal(3), alpha=2.0, beta=0.5)
+    yield row("Erf", 13, normal(3))
+    yield row("Mish", 22, normal(3))
+    yield row("Mod", 13, apart(3, 4), np.array(3.7), fmod=1)
+    yield row("Cast", 13, normal(3), to=TensorProto.DOUBLE)
+    yield row("CastLike", 15, normal(3), np.zeros(1))
+    yield row("DynamicQuantizeLinear", 11, apart(3, 4), outputs=3)
+    for operator in ("Softmax", "LogSoftmax"):
+        yield row(operator, 11, normal(2, 3, 2), axis=1)
+
+
+def window_picks() -> Iterator[Row]:
+    yield row("LRN", 13, positive(1, 4, 1, 2), size=3, alpha=0.5)
+    yield row("GlobalLpPool", 2, apart(1, 2, 2, 2), p=3)
+    region = np.array([[0, 0.6, 0.75, 3.4, 3.1]])
+    yield row("MaxRoiPool", 1, apart(1, 1, 4, 4), region, pooled_shape=[2, 2])
+    size = {"output_height": 2, "output_width": 2, "sampling_ratio": 2}
+    yield row("RoiAlign", 10, normal(1, 1, 4, 4), region[:, 1:], ints(0), **size)
+    yield row("RoiAlign", 16, normal(1, 1, 4, 4), region[:, 1:], ints(0), **size)
+
+
+def moving_picks() -> Iterator[Row]:
+    x = normal(2, 3)
+    yield row("OneHot", 11, ints(0, 2), np.array(3), normal(2))
+    yield row("Pad", 2, x, pads=[1, 0, 0, 2])
+    yield row("Reshape", 1, x, shape=[3, -1])
+    yield row("Slice", 1, x, starts=[0, 1], ends=[2, 3])
+    yield row("Slice", 13, x, ints(2, 0), ints(-4, 2), ints(1, 0), ints(-1, 1))
+    yield row("Split", 2, x, axis=1, split=[1, 2], outputs=2)
+    yield row("Squeeze", 11, normal(2, 1), axes=[1])
+    yield row("Unsqueeze", 11, x, axes=[0])
+    yield row("Tile", 1, x, np.array(2), np.array(1))
+    yield row("TopK", 1, apart(2, 4), k=2, outputs=2)
+    yield row("Trilu", 14, normal(3, 3), upper=0)
+    yield row("Upsample", 1, normal(1, 1, 2, 2), height_scale=2.0, width_scale=1.5)
+    yield row("Upsample", 7, normal(1, 1, 2, 2), scales=[1.0, 1.0, 2.0, 1.5], mode="linear")
+    scales = np.array([1, 1, 2, 1.5], np.float32)
+    yield row("Resize", 10, normal(1, 1, 2, 2), scales, mode="linear")
+
+
+def reducing_picks() -> Iterator[Row]:
+    for name in ("L1", "L2", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"):
+        yield row(f"Reduce{name}", 11, apart(2, 3), axes=[1], keepdims=0)
+    yield row("ReduceLogSum", 11, positive(2, 3), axes=[1], keepdims=0)
+
+
+def fused_picks() -> Iterator[Row]:
+    image, kernel = normal(1, 2, 3, 3), normal(2, 2, 2, 2)
+    yield microsoft("FusedConv", image, kernel, normal(2), normal(1, 2, 2, 2), activation="Tanh")
+    yield microsoft("FusedGemm", normal(2, 3), normal(3, 4), normal(4), activation="Sigmoid")
+    yield microsoft("FusedMatMul", normal(3, 2), normal(3, 4), transA=1, alpha=0.5)
+
+
+def attention_picks() -> Iterator[Row]:
+    q, k, v = normal(1, 2, 2, 3), normal(1, 1, 3, 3), normal(1, 1, 3, 2)
+    yield Row("FlexAttention", 1, {}, (q, k, v), 1, "ai.onnx.preview")
+    x, heads = normal(1, 3, 4), {"num_heads": 2}
+    yield microsoft("Attention", normal(1, 3, 2), normal(2, 12), normal(12), **heads)
+    yield microsoft("MultiHeadAttention", x, normal(1, 2, 4), normal(1, 2, 4), **heads)
+    decoder, one, past = "DecoderMaskedMultiHeadAttention", normal(1, 1, 4), normal(2, 1, 2, 3, 2)
+    yield microsoft(decoder, one, *past, **heads)
+    yield microsoft(
+        "GroupQueryAttention",
+        *(x, normal(1, 3, 2), normal(1, 3, 2), None, None, ints(2), np.array(3, np.int32)),
+        kv_num_heads=1,
+        **heads,
+    )
+
+
+def rotary_picks() -> Iterator[Row]:
+    x, at, table = normal(1, 2, 2, 4), ints(1, 3).reshape(1, 2), (normal(4, 2), normal(4, 2))
+    yield microsoft("RotaryEmbedding", x, at, *table)
+    yield microsoft(
+        "MRotaryEmbedding", x, np.stack([at, at - 1, at]), *table, mrope_section=[1, 1, 0]
+    )
+    yield microsoft(
+        "GemmaRotaryEmbedding", normal(1, 2, 4), *(normal(1, 2, 2, 4) for _ in range(4))
+    )
+
+
+PICKS = [
+    pick
+    for family in (
+        elementwise_picks,
+        window_picks,
+        moving_picks,
+        reducing_picks,
+        fused_picks,
+        attention_picks,
+        rotary_picks,
+    )
+    for pick in family()
+]
+
+IDLE = {"CastLike": {1}, "MaxRoiPool": {1}}
+"""Inputs without a gradient, by operator: only their type counts, or what they are rounded to."""
