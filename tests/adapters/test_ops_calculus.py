@@ -19,13 +19,17 @@ def by_operator() -> dict[str, list[Case]]:
     return found
 
 
-@pytest.mark.parametrize("operator", sorted(by_operator()))
+# The shape of the result depends on the values, so a converter has to read them.
+SHAPED_BY_DATA = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
+
+
+@pytest.mark.parametrize("operator", sorted(set(by_operator()) - SHAPED_BY_DATA))
 def test_vmap_over_each_input_is_the_loop(operator: str) -> None:
     for case in by_operator()[operator]:
         check_vmap(case.prepared(case.sets[0][0]))
 
 
-@pytest.mark.parametrize("operator", sorted(by_operator()))
+@pytest.mark.parametrize("operator", sorted(set(by_operator()) - SHAPED_BY_DATA))
 def test_a_tensor_without_values_is_enough_for_shape_and_type(operator: str) -> None:
     for case in by_operator()[operator]:
         check_meta(case.prepared(case.sets[0][0]))
