@@ -90,11 +90,44 @@ def reducing_picks() -> Iterator[Row]:
     yield row("ReduceLogSum", 11, positive(2, 3), axes=[1], keepdims=0)
 
 
-def fused_picks() -> Iterator[Row]:
+def product_picks() -> Iterator[Row]:
     image, kernel = normal(1, 2, 3, 3), normal(2, 2, 2, 2)
     yield microsoft("FusedConv", image, kernel, normal(2), normal(1, 2, 2, 2), activation="Tanh")
-    yield microsoft("FusedGemm", normal(2, 3), normal(3, 4), normal(4), activation="Sigmoid")
-    yield microsoft("FusedMatMul", normal(3, 2), normal(3, 4), transA=1, alpha=0.5)
+    a, b, c = normal(2, 3), normal(3, 4), normal(4)
+    yield microsoft("FusedGemm", a, b, c, activation="Sigmoid")
+    yield microsoft("FusedMatMul", normal(3, 2), b, transA=1, alpha=0.5)
+    yield microsoft("FusedMatMulActivation", a, normal(4, 3), transB=1, activation="Tanh")
+    yield microsoft("TransposeMatMul", normal(3, 2), b, transA=1)
+    yield microsoft("GemmFastGelu", a, b, c)
+
+
+def activation_picks() -> Iterator[Row]:
+    x, bias = normal(2, 4), normal(4)
+    yield microsoft("Gelu", x)
+    yield microsoft("BiasGelu", x, bias)
+    yield microsoft("FastGelu", x, bias)
+    yield microsoft("QuickGelu", x, alpha=2.0)
+    yield microsoft("BiasSplitGelu", x, bias)
+    yield microsoft("BiasAdd", x, bias, normal(2, 4))
+    yield microsoft("BiasSoftmax", x, normal(1, 4), axis=1, is_inner_broadcast=0)
+    yield microsoft("ScaledSiLU", x, np.array(1.5))
+    yield microsoft("GatedAdd", x, normal(2, 4), normal(2, 1))
+
+
+def norm_picks() -> Iterator[Row]:
+    x, scale, bias = normal(2, 4), normal(4), normal(4)
+    yield row("SimplifiedLayerNormalization", 1, x, scale, outputs=2)
+    yield microsoft("SimplifiedLayerNormalization", x, scale)
+    yield microsoft("SkipLayerNormalization", x, normal(2, 4), scale, bias, normal(4))
+    yield microsoft("SkipSimplifiedLayerNormalization", x, normal(2, 4), scale, bias)
+    tables = normal(4, 3), normal(3, 3), normal(2, 3), normal(3), normal(3)
+    words, kinds = ints(2, 0).reshape(1, 2), ints(1, 0).reshape(1, 2)
+    yield microsoft("EmbedLayerNormalization", words, kinds, *tables)
+    yield microsoft("GroupNorm", normal(1, 2, 2, 4), scale, bias, groups=2, activation=1)
+    channels = normal(1, 2, 2, 4), scale, bias, normal(1, 4)
+    yield microsoft("SkipGroupNorm", *channels, normal(4), groups=2, activation=0)
+    yield microsoft("GatedRMSNorm", x, normal(2), normal(2, 4))
+    yield microsoft("BranchwiseRMSNorm", x, scale, num_branches=2)
 
 
 def attention_picks() -> Iterator[Row]:
@@ -131,7 +164,9 @@ PICKS = [
         window_picks,
         moving_picks,
         reducing_picks,
-        fused_picks,
+        product_picks,
+        activation_picks,
+        norm_picks,
         attention_picks,
         rotary_picks,
     )
