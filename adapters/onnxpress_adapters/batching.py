@@ -15,14 +15,14 @@ loop on probe samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from onnxpress_adapters.errors import AdapterError, MisuseError
-from onnxpress_adapters.trace import Site, Trace, Value
+from onnxpress_adapters.trace import Site, Trace, Value, stacked
 
 if TYPE_CHECKING:
     from onnxpress_adapters.network import Network
@@ -57,7 +57,7 @@ class Batching:
         inputs: Sequence[Tensor],
         watch: Sequence[Site] = (),
     ) -> Trace:
-        """Run samples ``[samples, *feed shape]``; watched values hold all, in any layout."""
+        """Run samples ``[samples, *feed shape]``; what was met holds all, in any layout."""
         if not inputs:
             raise MisuseError("the model takes no inputs, so there are no samples to run it on")
         counts = {len(value) for value in inputs}
@@ -100,7 +100,7 @@ class Batching:
                     f"an output of shape {list(value.shape)} does not hold {samples} samples"
                 )
             outputs.append(value.unflatten(axis, (samples, -1)).movedim(axis, 0))
-        return Trace(tuple(outputs), trace.watched, trace.sizes)
+        return replace(trace, outputs=tuple(outputs))
 
     def _vmap(
         self,
@@ -110,7 +110,8 @@ class Batching:
         watch: Sequence[Site],
     ) -> Trace:
         """Vectorise the graph over samples."""
-        ran: list[int] = []
+        calls: list[int] = []
+        steps: list[int] = []
         sizes: dict[tuple[tuple[str, ...], int], int] = {}
 
         def once(*mapped: Tensor) -> tuple[Tensor, ...]:
@@ -121,16 +122,15 @@ class Batching:
             ]
             trace = network.run(weights, given, watch=watch)
             sizes.update(trace.sizes)
-            ran[:] = [i for i, value in enumerate(trace.watched) if value is not None]
-            return (*trace.outputs, *(v for v in trace.watched if v is not None))
+            calls[:] = [len(met) for met in trace.watched]
+            steps[:] = [trace.steps]
+            return (*trace.outputs, *(call for met in trace.watched for call in met))
 
         mapped = [v for a, v in zip(self.input_axes, inputs, strict=True) if a is not None]
         results: Any = torch.vmap(once)(*mapped)
-        count = len(network.outputs)
-        watched: list[Tensor | None] = [None] * len(watch)
-        for place, value in zip(ran, results[count:], strict=True):
-            watched[place] = value
-        return Trace(tuple(results[:count]), tuple(watched), sizes)
+        rest = iter(results[len(network.outputs) :])
+        watched = tuple(tuple(next(rest) for _ in range(count)) for count in calls)
+        return Trace(tuple(results[: len(network.outputs)]), watched, sizes, steps[0])
 
 
 LOOP = Batching("loop")
@@ -247,11 +247,11 @@ def _loop(
         _stack([trace.outputs[place] for trace in traces], network.outputs[place].name)
         for place in range(len(network.outputs))
     )
-    watched: list[Tensor | None] = []
-    for place in range(len(watch)):
-        kept = [v for v in (trace.watched[place] for trace in traces) if v is not None]
-        watched.append(_stack(kept, str(watch[place])) if kept else None)
-    return Trace(outputs, tuple(watched), traces[0].sizes)
+    watched = tuple(
+        stacked([call for trace in traces for call in trace.watched[place]])
+        for place in range(len(watch))
+    )
+    return Trace(outputs, watched, traces[0].sizes, traces[0].steps)
 
 
 def _stack(values: list[Tensor], name: str) -> Tensor:

@@ -6,13 +6,14 @@ BatchNormalization are left alone: its scale and shift can do whatever they coul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import prod
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
-from onnxpress_adapters import walk
+from onnxpress_adapters.functions import functions_of, key_of
 from onnxpress_adapters.prunable import FLOATS, prunable
+from onnxpress_adapters.scopes import constant, places
 from onnxpress_adapters.weights import WeightKey
 
 SLOTS: Mapping[str, tuple[int, ...]] = {
@@ -20,6 +21,7 @@ SLOTS: Mapping[str, tuple[int, ...]] = {
     "ConvTranspose": (2,),
     "FusedConv": (2,),
     "Gemm": (2,),
+    "FusedGemm": (2,),
     "BatchNormalization": (1, 2),
     "LayerNormalization": (1, 2),
     "InstanceNormalization": (1, 2),
@@ -31,7 +33,7 @@ SLOTS: Mapping[str, tuple[int, ...]] = {
 """Operator to the places of its inputs that hold a bias, a scale or a shift."""
 
 
-def extras(model: ModelProto) -> tuple[WeightKey, ...]:
+def extras(model: ModelProto, *, tables: bool = False) -> tuple[WeightKey, ...]:
     """List the biases and norms of a model, in the order of the graph.
 
     A constant operand of Add counts as a bias when at most one of its dimensions is larger than 1,
@@ -39,30 +41,25 @@ def extras(model: ModelProto) -> tuple[WeightKey, ...]:
 
     Args:
         model: as ``read_model`` gives it.
+        tables: whether the tables of Gather count as prunable.
     """
-    pruned = {weight.key for weight in prunable(model)}
+    pruned = {weight.key for weight in prunable(model, tables=tables)}
     found: dict[WeightKey, None] = {}
     refused: set[WeightKey] = set()
-    for path, graph in walk.graphs(model):
-        known = dict(walk.constants(graph))
-        for node, place, name in _reads(graph):
-            if name not in known:
+    functions = functions_of(model)
+    for place in places(model):
+        if key_of(place.node) in functions:
+            continue  # what a function does with its inputs is seen inside it
+        for slot, name in enumerate(place.node.input):
+            known = constant(name, place.scopes) if name else None
+            if known is None:
                 continue
-            key = WeightKey(path, name)
-            if _adapts(node, place, known[name]) and key not in pruned:
+            key, tensor = known
+            if _adapts(place.node, slot, tensor) and key not in pruned:
                 found[key] = None
             else:
                 refused.add(key)
     return tuple(key for key in found if key not in refused)
-
-
-def _reads(graph: GraphProto) -> Iterator[tuple[NodeProto, int, str]]:
-    """Give every read of a name by a node of the graph or of the bodies in it."""
-    for index, node in enumerate(graph.node):
-        for place, name in enumerate(node.input):
-            yield node, place, name
-        for _, body in walk.bodies(node, index):
-            yield from _reads(body)
 
 
 def _adapts(node: NodeProto, place: int, tensor: TensorProto) -> bool:

@@ -20,8 +20,8 @@ class NodeView:
         domain: ``""`` for ai.onnx.
         name: the node's name, or its first output where it has none: what messages call it.
         version: the opset version of the node's domain in this model.
-        attributes: decoded: int, float, str, lists of these, numpy arrays for tensors; graphs are
-            left as they are.
+        attributes: decoded: int, float, str, lists of these, numpy arrays for tensors; graphs and
+            types are left as they are.
         inputs: names; ``""`` for one left out.
         outputs: names; ``""`` for one nobody asked for.
         types: the ONNX element type of each input, 0 where it is not known or not a tensor. Only
@@ -99,6 +99,8 @@ def decode(attribute: AttributeProto, node: NodeProto) -> Any:
             return attribute.g
         case kinds.GRAPHS:
             return list(attribute.graphs)
+        case kinds.TYPE_PROTO:
+            return attribute.tp
         case _:
             raise BrokenModelError(
                 f"attribute '{attribute.name}' of {node.op_type} '{node.name}' is of a kind "

@@ -9,9 +9,12 @@ returns a tensor or a tuple of tensors in the order of the outputs:
 
 Inputs named in ``host`` arrive as numpy arrays instead (shapes, axes, pads: what decides the shape
 of the result); a converter that needs them never synchronises a GPU in the common case, because
-shape arithmetic runs on the host anyway. A converter must be pure, differentiable in its
-floating-point tensors where the operator is, and free of data-dependent Python control flow, so
-that ``torch.vmap`` can run it.
+shape arithmetic runs on the host anyway. A *raw* converter takes its inputs as they stand
+(tensors, arrays, and lists for sequences) and its results stay in the lane they come in: it is for
+operators that hand values on or look at their shapes only.
+
+A converter must be pure, differentiable in its floating-point tensors where the operator is, and
+free of data-dependent Python control flow, so that ``torch.vmap`` can run it.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ class Entry:
     since: int
     until: int
     host: tuple[int, ...]
+    raw: bool = False
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Registry:
         since: int = 1,
         until: int = LATEST,
         host: tuple[int, ...] = (),
+        raw: bool = False,
     ) -> Callable[[Converter], Converter]:
         """Register a function for operators of a domain, for opsets ``since`` to ``until``.
 
@@ -60,6 +65,7 @@ class Registry:
             until: last opset version the function is right for.
             host: places of the inputs that arrive as numpy arrays. A negative place counts for
                 every input from ``-place - 1`` on: ``(-1,)`` is all inputs.
+            raw: whether the function takes values as they stand.
 
         Raises:
             AdapterError: the versions overlap those of a registered function.
@@ -71,7 +77,7 @@ class Registry:
                 for row in rows:
                     if since <= row.until and row.since <= until:
                         raise AdapterError(f"{domain or 'ai.onnx'}::{operator} is registered twice")
-                rows.append(Entry(convert, since, until, host))
+                rows.append(Entry(convert, since, until, host, raw))
             return convert
 
         return register

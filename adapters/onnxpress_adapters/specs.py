@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,7 +82,6 @@ def specs(model: ModelProto) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, .
     weight, not an input.
 
     Raises:
-        AdapterError: an input is a sequence, a map, an optional or a sparse tensor.
         BrokenModelError: an input or output has no type.
     """
     graph = model.graph
@@ -90,13 +90,22 @@ def specs(model: ModelProto) -> tuple[tuple[InputSpec, ...], tuple[OutputSpec, .
     inputs = tuple(
         InputSpec(*_read(value, "input")) for value in graph.input if value.name not in constants
     )
-    for spec in inputs:
-        if spec.holds != "tensor":
-            raise AdapterError(
-                f"input '{spec.name}' is a {spec.holds}; onnxpress works with models whose inputs "
-                "are plain tensors"
-            )
     return inputs, tuple(OutputSpec(*_read(value, "output")) for value in graph.output)
+
+
+def check_plain(inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec]) -> None:
+    """Refuse a model whose inputs or outputs are not all tensors.
+
+    Raises:
+        AdapterError: names those that are sequences, maps, optionals or sparse tensors.
+    """
+    for role, border in (("input", inputs), ("output", outputs)):
+        odd = [f"'{spec.name}' is a {spec.holds}" for spec in border if spec.holds != "tensor"]
+        if odd:
+            raise AdapterError(
+                f"{role} {', '.join(odd)}; onnxpress presses models whose inputs and outputs are "
+                "plain tensors, so export the model without it"
+            )
 
 
 def batched_first(spec: ValueSpec) -> bool:

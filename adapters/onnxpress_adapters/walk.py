@@ -2,7 +2,7 @@
 
 Constants are weights wherever they stand, so whoever looks for weights looks here: initializers
 (also those that are graph inputs, as in IR 3 files) and Constant nodes alike, in the main graph and
-in the bodies of If, Loop and Scan. Model-local functions are not graphs; they are inlined first.
+in the bodies of If, Loop and Scan. Model-local functions are no graphs and are walked apart.
 """
 
 from __future__ import annotations
@@ -63,6 +63,50 @@ def graphs(model: ModelProto) -> Iterator[tuple[tuple[str, ...], GraphProto]]:
         waiting.extend(reversed(inside))
 
 
+def function_path(function: FunctionProto) -> tuple[str, ...]:
+    """Give the path of the constants a model-local function holds, as in ``WeightKey.path``.
+
+    It has one entry, ``"function my.domain::name"``, with ``":overload"`` where there is one.
+    """
+    overload = f":{function.overload}" if function.overload else ""
+    return (f"function {function.domain}::{function.name}{overload}",)
+
+
+def functions(model: ModelProto) -> Iterator[tuple[tuple[str, ...], GraphProto | FunctionProto]]:
+    """Walk the model-local functions and the bodies in them, with the paths of their constants."""
+    for function in model.functions:
+        yield function_path(function), function
+        waiting: list[tuple[tuple[str, ...], GraphProto | FunctionProto]] = [
+            (function_path(function), function)
+        ]
+        while waiting:
+            path, holder = waiting.pop()
+            for place, node in enumerate(holder.node):
+                for entry, body in bodies(node, place):
+                    yield (*path, entry), body
+                    waiting.append(((*path, entry), body))
+
+
+def strings(graph: GraphProto) -> Iterator[tuple[str, np.ndarray]]:
+    """Give the constants of one graph that hold text, as arrays of objects."""
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.STRING:
+            yield tensor.name, numpy_helper.to_array(tensor)
+    for node in graph.node:
+        if not is_constant(node) or not node.output:
+            continue
+        for attribute in node.attribute:
+            match attribute.name:
+                case "value" if attribute.t.data_type == TensorProto.STRING:
+                    yield node.output[0], numpy_helper.to_array(attribute.t)
+                case "value_string":
+                    yield node.output[0], np.array(attribute.s.decode(), object)
+                case "value_strings":
+                    yield node.output[0], np.array([s.decode() for s in attribute.strings], object)
+                case _:
+                    continue
+
+
 def holders(model: ModelProto) -> Iterator[tuple[int, GraphProto | FunctionProto]]:
     """Walk everything in a model that holds nodes.
 
@@ -118,18 +162,18 @@ def constant_value(node: NodeProto) -> TensorProto | None:
     return None
 
 
-def constants(graph: GraphProto) -> Iterator[tuple[str, TensorProto]]:
+def constants(graph: GraphProto | FunctionProto) -> Iterator[tuple[str, TensorProto]]:
     """Give the constants of one graph, without those of the bodies in it.
 
     Args:
-        graph: of any model; sparse constants and strings are passed over.
+        graph: of any model, or a function; sparse constants and strings are passed over.
 
     Yields:
         The exact ONNX name (of the initializer, or of the Constant node's output) and the tensor;
         initializers first, then Constant nodes, in the order of the file. A tensor of an
         initializer or of a ``value`` attribute is the one in the file, not a copy.
     """
-    for tensor in graph.initializer:
+    for tensor in getattr(graph, "initializer", ()):  # a function has none
         if tensor.data_type != TensorProto.STRING:
             yield tensor.name, tensor
     for node in graph.node:

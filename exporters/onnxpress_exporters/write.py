@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, FunctionProto, ModelProto, TensorProto, helper, numpy_helper
 
 from onnxpress_adapters.errors import ExportError
 from onnxpress_adapters.tensors import every_tensor
-from onnxpress_adapters.walk import STANDARD_DOMAINS, constant_value, graphs, is_constant
+from onnxpress_adapters.walk import (
+    STANDARD_DOMAINS,
+    constant_value,
+    functions,
+    graphs,
+    is_constant,
+)
 from onnxpress_exporters.sparse import can_be_smaller, is_smaller, to_sparse, why_not_sparse
 
 if TYPE_CHECKING:
@@ -78,7 +84,7 @@ def patch(
     model = ModelProto()
     model.CopyFrom(original)
     patcher = _Patcher(form, _opset(model))
-    for path, graph in list(graphs(model)):
+    for path, graph in [*graphs(model), *functions(model)]:
         patcher.graph(graph, {k.name: (k, array) for k, array in changed.items() if k.path == path})
     lost = [str(key) for key in changed if key not in patcher.forms]
     if lost:
@@ -100,9 +106,18 @@ class _Patcher:
         self._form = form
         self._opset = opset
 
-    def graph(self, graph: GraphProto, wanted: Mapping[str, tuple[WeightKey, np.ndarray]]) -> None:
-        """Patch one graph, in place; ``wanted`` are keys and new values by name."""
+    def graph(
+        self,
+        graph: GraphProto | FunctionProto,
+        wanted: Mapping[str, tuple[WeightKey, np.ndarray]],
+    ) -> None:
+        """Patch one graph or function, in place; ``wanted`` are keys and new values by name."""
         if not wanted:
+            return
+        if isinstance(graph, FunctionProto):
+            for node in graph.node:
+                if is_constant(node) and node.output and node.output[0] in wanted:
+                    self._in_function(node, *wanted[node.output[0]])
             return
         outputs = {value.name for value in graph.output}
         gone = []
@@ -127,6 +142,18 @@ class _Patcher:
                     gone.append(place)
         for place in reversed(gone):
             del graph.node[place]
+
+    def _in_function(self, node: NodeProto, key: WeightKey, array: np.ndarray) -> None:
+        """Patch a Constant node of a function; most tools read no sparse ones there."""
+        tensor = constant_value(node)
+        if tensor is None:
+            return
+        array = fitted(key, tensor, array)
+        self.forms[key] = "dense"
+        if self._form != "dense":
+            self.reasons[key] = "it stands in a function"
+        if not _same_bits(tensor, array):
+            node.CopyFrom(_with_value(node, _with_data(tensor, array)))
 
     def _node(
         self, graph: GraphProto, node: NodeProto, key: WeightKey, array: np.ndarray, output: bool
@@ -191,7 +218,8 @@ def fitted(key: WeightKey, tensor: TensorProto, array: np.ndarray) -> np.ndarray
         array: real, in the same shape.
 
     Raises:
-        ExportError: the shape differs, or a finite value becomes infinite.
+        ExportError: the shape differs, a finite value becomes infinite, or a constant of whole
+            numbers is to take others.
     """
     if array.shape != tuple(tensor.dims):
         raise ExportError(
@@ -201,6 +229,10 @@ def fitted(key: WeightKey, tensor: TensorProto, array: np.ndarray) -> np.ndarray
     wanted = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     if array.dtype == wanted:
         return array
+    if array.dtype.kind == "f" and wanted.kind in "iu":
+        limits = np.iinfo(wanted)
+        if not np.array_equal(array, np.rint(array).clip(limits.min, limits.max)):
+            raise ExportError(f"constant '{key}' holds whole numbers of type {wanted} only")
     with np.errstate(over="ignore"):
         cast: np.ndarray = array.astype(wanted)
     if array.dtype.kind == "f" and not np.array_equal(np.isfinite(array), np.isfinite(cast)):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onnxpress_adapters.batching import LOOP
 from onnxpress_adapters.network import Network
+from onnxpress_adapters.ops.recurrent import RECURRENT
 from onnxpress_adapters.weights import WeightKey
 
 ACTIVATION_BYTES = 1 << 29
@@ -29,8 +30,6 @@ NODE_MACS = 1.5e6
 
 ELEMENT_MACS = 8
 """What writing one intermediate entry costs, in multiply-adds."""
-
-RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 LOOP_NODES = 12
 """Nodes that one place of a recurrent loop counts as."""
@@ -99,9 +98,13 @@ class Cost:
         elements = max(1, sum(trace.sizes.values()))
         macs = float(ELEMENT_MACS * elements)
         for layer in network.layers:
+            # An LSTM multiplies for every gate and gives one state.
+            recurrent = layer.node.operator in RECURRENT
+            hidden = int(layer.node.get("hidden_size", 1)) if recurrent else 1
+            gates = layer.shape[1] // hidden if recurrent else 1
             for path, place, _ in layer.sites:
-                macs += trace.sizes.get((path, place), 0) * layer.columns
-        nodes = len(trace.sizes)
+                macs += trace.sizes.get((path, place), 0) * layer.columns * gates
+        nodes = trace.steps
         for body in network.program.main.walk():
             for instruction in body.instructions:
                 if instruction.node.operator in RECURRENT:
@@ -110,7 +113,6 @@ class Cost:
                     hidden = int(instruction.node.get("hidden_size", 1))
                     places = trace.sizes.get((body.path, instruction.place), 0) // hidden
                     nodes += LOOP_NODES * places
-                    macs += places * 8.0 * hidden**2
                     elements += places * LOOP_NODES * hidden
         batch = int(ACTIVATION_BYTES / (4 * elements))
         return cls(macs, elements, nodes, max(1, min(LARGEST_BATCH, batch)), effort)

@@ -36,7 +36,11 @@ def layer_hessians(
     """
     problem = objective.problem
     samples = len(problem.fit[0])
-    sites = [(layer, site) for layer in layers for site in layer.sites]
+    sites = [
+        (layer, site, node)
+        for layer in layers
+        for site, node in zip(layer.sites, layer.nodes, strict=True)
+    ]
     sums: dict[WeightKey, Tensor] = {}
     counts: dict[WeightKey, int] = {}
     weights = {**problem.reference, **tensors}
@@ -46,17 +50,16 @@ def layer_hessians(
             part = [value[start : start + step] for value in problem.fit]
             share = len(part[0]) / samples
             trace = problem.network.batching.run(
-                problem.network, weights, part, [site for _, site in sites]
+                problem.network, weights, part, [site for _, site, _ in sites]
             )
-            for (layer, _), value in zip(sites, trace.watched, strict=True):
-                if value is None:
-                    continue
+            for (layer, _, node), calls in zip(sites, trace.watched, strict=True):
                 limit = int(max(HESSIAN_COLUMNS, 10 * layer.columns) * share) + 1
-                columns = layer.columns_of(value, limit).float()
-                moment = columns.transpose(1, 2) @ columns
-                known = sums.get(layer.key)
-                sums[layer.key] = moment if known is None else known + moment
-                counts[layer.key] = counts.get(layer.key, 0) + columns.shape[1]
+                for value in calls:
+                    columns = layer.columns_of(value, limit // len(calls) + 1, node).float()
+                    moment = columns.transpose(1, 2) @ columns
+                    known = sums.get(layer.key)
+                    sums[layer.key] = moment if known is None else known + moment
+                    counts[layer.key] = counts.get(layer.key, 0) + columns.shape[1]
     return {key: total / counts[key] for key, total in sums.items()}
 
 

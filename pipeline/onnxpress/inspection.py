@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx import ModelProto, TensorProto, numpy_helper
 
@@ -15,16 +16,16 @@ from onnxpress.domain import call_line
 from onnxpress.report import aligned, file_bytes
 from onnxpress.verdict import percent
 from onnxpress_adapters import walk
-from onnxpress_adapters.errors import UnsupportedOperatorError
-from onnxpress_adapters.layers import VIEWED, layers_of
+from onnxpress_adapters.errors import AdapterError
+from onnxpress_adapters.functions import functions_of, key_of
+from onnxpress_adapters.graph import Program
+from onnxpress_adapters.layers import Layer, layer_of
 from onnxpress_adapters.network import import_network
 from onnxpress_adapters.prunable import FLOATS, Prunable, prunable
 from onnxpress_adapters.read import read_model
-from onnxpress_adapters.specs import InputSpec, OutputSpec, ValueSpec, specs
+from onnxpress_adapters.scopes import constant, places
+from onnxpress_adapters.specs import InputSpec, OutputSpec, ValueSpec, check_plain, specs
 from onnxpress_adapters.weights import WeightKey
-
-if TYPE_CHECKING:
-    from onnx import GraphProto
 
 NORMS = frozenset(
     {
@@ -86,6 +87,23 @@ class WeightRow:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """One constant that is left alone.
+
+    Attributes:
+        name: its key.
+        shape: in the file.
+        elements: how many entries it has.
+        reason: what it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    elements: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Rest:
     """Constants that are left alone for one reason.
 
@@ -111,7 +129,8 @@ class Inspection:
         inputs: what it takes.
         outputs: what it gives.
         weights: the prunable weights, in the order of the graph.
-        rest: the other constants, the most entries first.
+        constants: all other constants, in the order of the file.
+        fallbacks: the nodes that run in onnx's reference implementation, on the host.
         missing: which operators have no converter, with their nodes; empty where all have one.
         line: a call of ``onnxpress compress`` to copy.
     """
@@ -122,7 +141,8 @@ class Inspection:
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
     weights: tuple[WeightRow, ...]
-    rest: tuple[Rest, ...]
+    constants: tuple[Constant, ...]
+    fallbacks: tuple[str, ...]
     missing: str
     line: str
 
@@ -131,19 +151,41 @@ class Inspection:
         """Whether ``compress`` can work on it."""
         return not self.missing and any(row.trained for row in self.weights)
 
-    def text(self) -> str:
-        """Write it for people, in plain text."""
+    @property
+    def rest(self) -> tuple[Rest, ...]:
+        """The other constants, sorted by what they are, the most entries first."""
+        counts: Counter[str] = Counter()
+        elements: Counter[str] = Counter()
+        for one in self.constants:
+            counts[one.reason] += 1
+            elements[one.reason] += one.elements
+        found = [Rest(what, counts[what], elements[what]) for what in counts]
+        return tuple(sorted(found, key=lambda rest: (-rest.elements, rest.reason)))
+
+    def text(self, *, every: bool = False) -> str:
+        """Write it for people, in plain text; ``every`` names each constant that is left alone."""
         opsets = ", ".join(f"{domain} {version}" for domain, version in self.opsets)
         lines = [f"{self.path}: {self.size_bytes:,} bytes, {opsets}", ""]
         lines += [f"  takes  {spec.describe()}" for spec in self.inputs]
         lines += [f"  gives  {spec.describe()}" for spec in self.outputs]
         lines += ["", *self._weights(), ""]
-        if self.rest:
+        if self.constants:
             lines.append("Left alone:")
             lines += [
                 f"  {rest.constants:,} x {rest.reason}, {rest.elements:,} entries"
                 for rest in self.rest
             ]
+            lines.append("")
+        if every and self.constants:
+            head = ["constant", "shape", "left alone because it is"]
+            cells = [
+                [one.name, "x".join(map(str, one.shape)) or "one number", one.reason]
+                for one in self.constants
+            ]
+            lines += [*aligned([head, *cells]), ""]
+        if self.fallbacks:
+            lines.append("Run on the host by onnx's reference implementation, without a gradient:")
+            lines += [f"  {node}" for node in self.fallbacks]
             lines.append("")
         if self.missing:
             return "\n".join([*lines, "It cannot be pressed yet:", self.missing])
@@ -191,6 +233,8 @@ class Inspection:
                 for row in self.weights
             ],
             "rest": [vars(rest) for rest in self.rest],
+            "constants": [{**vars(one), "shape": list(one.shape)} for one in self.constants],
+            "fallbacks": list(self.fallbacks),
             "pressable": self.pressable,
             "missing": self.missing,
             "batching": None,  # found out with the data
@@ -198,8 +242,12 @@ class Inspection:
         }
 
 
-def inspect_model(path: Path) -> Inspection:
+def inspect_model(path: Path, *, tables: bool = False) -> Inspection:
     """Look at a model without running it.
+
+    Args:
+        path: the ONNX file.
+        tables: whether the tables of Gather count as prunable.
 
     Raises:
         AdapterError: it cannot be read. Operators without a converter are no error here.
@@ -207,39 +255,41 @@ def inspect_model(path: Path) -> Inspection:
     model = read_model(path)
     inputs, outputs = specs(model)
     missing = ""
-    trained: frozenset[WeightKey] | None = None
+    program: Program | None = None
     try:
-        network, _ = import_network(model)
-        trained = frozenset(network.program.constants)
-    except UnsupportedOperatorError as error:
+        program = import_network(model, tables=tables)[0].program
+        check_plain(inputs, outputs)
+    except AdapterError as error:
         missing = str(error)
-    weights = prunable(model)
-    layered = {layer.key for layer in layers_of(model)}
+    weights = prunable(model, tables=tables)
     return Inspection(
         path=path,
         size_bytes=file_bytes(path),
         opsets=tuple((o.domain or "ai.onnx", o.version) for o in model.opset_import),
         inputs=inputs,
         outputs=outputs,
-        weights=tuple(_row(weight, layered, trained) for weight in weights),
-        rest=_rest(model, {weight.key for weight in weights}),
+        weights=tuple(_row(weight, program) for weight in weights),
+        constants=_constants(model, {weight.key for weight in weights}),
+        fallbacks=program.fallbacks if program else (),
         missing=missing,
         line=call_line(inputs, str(path)),
     )
 
 
-def _row(
-    weight: Prunable, layered: set[WeightKey], trained: frozenset[WeightKey] | None
-) -> WeightRow:
-    """Describe a weight; ``trained`` is None where the model could not be imported."""
-    reason = ""
-    works = weight.is_float and (trained is None or weight.key in trained)
-    if not weight.is_float:
-        reason = "it holds whole numbers"
-    elif not works:
-        reason = "only shape arithmetic uses it"
-    elif weight.key not in layered:
-        reason = _why_not_layered(weight)
+def _row(weight: Prunable, program: Program | None) -> WeightRow:
+    """Describe a weight; ``program`` is None where the model could not be imported."""
+    layer = layer_of(weight)
+    reason = layer if isinstance(layer, str) else ""
+    works = not weight.fixed
+    if works and program is not None:
+        if weight.key not in program.constants:
+            works, reason = False, "only shape arithmetic uses it"
+        elif weight.key in program.blocked:
+            works = False
+            reason = (
+                f"not optimisable, its gradient would have to pass through "
+                f"{program.blocked[weight.key]}, which torch does not run"
+            )
     return WeightRow(
         name=str(weight.key),
         operator=weight.uses[0].node.op_type,
@@ -247,44 +297,31 @@ def _row(
         elements=weight.elements,
         zeros=int((numpy_helper.to_array(weight.tensor) == 0).sum()),
         via=weight.uses[0].via,
-        layered=works and weight.key in layered,
+        layered=works and isinstance(layer, Layer),
         trained=works,
         reason=reason,
     )
 
 
-def _why_not_layered(weight: Prunable) -> str:
-    for use in weight.uses:
-        if use.node.op_type not in VIEWED:
-            return f"{use.node.op_type} has no matrix view"
-        if use.via:
-            return f"it is reached through {', '.join(use.via)}"
-    return "several nodes use it in different ways"
-
-
-def _rest(model: ModelProto, weights: set[WeightKey]) -> tuple[Rest, ...]:
-    """Sort all other constants by what they are."""
-    counts: Counter[str] = Counter()
-    elements: Counter[str] = Counter()
-    for path, graph in walk.graphs(model):
-        users = dict(_users(graph))
+def _constants(model: ModelProto, weights: set[WeightKey]) -> tuple[Constant, ...]:
+    """List all other constants with what they are, in the order of the file."""
+    functions = functions_of(model)
+    users: dict[WeightKey, tuple[str, int]] = {}
+    for place in places(model):
+        if key_of(place.node) in functions:
+            continue  # what a function does with its inputs is seen inside it
+        for slot, name in enumerate(place.node.input):
+            known = constant(name, place.scopes) if name else None
+            if known is not None:
+                users.setdefault(known[0], (place.node.op_type, slot))
+    found = []
+    for path, graph in chain(walk.graphs(model), walk.functions(model)):
         for name, tensor in walk.constants(graph):
-            if WeightKey(path, name) not in weights:
-                what = _what(tensor, users.get(name))
-                counts[what] += 1
-                elements[what] += prod(tensor.dims)
-    found = [Rest(what, counts[what], elements[what]) for what in counts]
-    return tuple(sorted(found, key=lambda rest: (-rest.elements, rest.reason)))
-
-
-def _users(graph: GraphProto) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Give which operator uses a name in which slot, bodies included, the first use last."""
-    for place in reversed(range(len(graph.node))):
-        node = graph.node[place]
-        for _, body in walk.bodies(node, place):
-            yield from _users(body)
-        for slot in reversed(range(len(node.input))):
-            yield node.input[slot], (node.op_type, slot)
+            key = WeightKey(path, name)
+            if key not in weights:
+                what = _what(tensor, users.get(key))
+                found.append(Constant(str(key), tuple(tensor.dims), prod(tensor.dims), what))
+    return tuple(found)
 
 
 def _what(tensor: TensorProto, user: tuple[str, int] | None) -> str:

@@ -137,7 +137,7 @@ def curves_of(objective: Objective, state: State) -> list[Curve]:
         if key in hessians:
             layer, gram = layers[key], hessians[key]
             score = obs.removal_costs if key in exact else obs.one_shot_costs
-            costs = layer.weight(score(layer.matrix(values), gram)).contiguous()
+            costs = layer.entries(score(layer.matrix(values), gram)).contiguous()
             curves.append(Curve(key, values, costs, layer, gram))
         else:
             curves.append(Curve(key, values, values.square() * diagonals[key], None, None))

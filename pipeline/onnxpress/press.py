@@ -32,7 +32,7 @@ from onnxpress_adapters.extras import extras
 from onnxpress_adapters.network import import_network
 from onnxpress_adapters.prunable import count_zeros, prunable
 from onnxpress_adapters.read import read_model
-from onnxpress_adapters.specs import InputSpec, specs
+from onnxpress_adapters.specs import InputSpec, check_plain, specs
 from onnxpress_adapters.weights import Dense, WeightKey
 from onnxpress_exporters.densify import densify
 from onnxpress_exporters.write import Form, Patched, patch, write
@@ -75,6 +75,7 @@ class Job:
         device: ``auto``, ``cpu`` or ``cuda``.
         include: patterns of the weights that may change, all unless given.
         exclude: patterns of weights that may not.
+        embeddings: whether the tables that Gather looks rows up in count as prunable weights.
         effort: ``quick``, ``default`` or ``best``.
         time: after which nothing new is begun, such as ``10m``; the result then depends on the
             machine.
@@ -97,6 +98,7 @@ class Job:
     device: str = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    embeddings: bool = False
     effort: str = "default"
     time: str | None = None
     seed: int = 0
@@ -134,12 +136,13 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     progress("reading", 0.0, str(job.model))
     model = read_model(job.model)
     inputs, outputs = specs(model)
+    check_plain(inputs, outputs)
     tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)
     free = _free(job, model)
     samples = _samples(job, inputs)
     with one_thread_spared(), full_precision():
         problem = _problem(job, model, samples, tolerance, progress)
-    state = _first_state(model, problem, free)
+    state = _first_state(job, model, problem, free)
     chain = default_chain() if job.recipe is None else job.recipe
     if job.sparsity is None and tolerance is None and is_open(chain):
         raise MisuseError(
@@ -216,26 +219,26 @@ def _free(job: Job, model: ModelProto) -> frozenset[WeightKey]:
     Raises:
         MisuseError: there are none.
     """
-    weights = [weight for weight in prunable(model) if weight.elements]
-    floats = [weight.key for weight in weights if weight.is_float]
+    weights = [weight for weight in prunable(model, tables=job.embeddings) if weight.elements]
+    pressed = [weight.key for weight in weights if not weight.fixed]
     if not weights:
         raise MisuseError(
             f"{job.model} has no prunable weights (constants that MatMul, Gemm, Conv, "
             "ConvTranspose, LSTM, GRU or RNN multiply by); onnxpress cannot make it sparser"
         )
-    if not floats:
+    if not pressed:
         raise MisuseError(
-            f"all {len(weights)} prunable weights of {job.model} are integers; press the "
-            "floating-point model it was made from"
+            f"none of the {len(weights)} prunable weights of {job.model} can be changed (of the "
+            f"first, {weights[0].fixed}); press the floating-point model it was made from"
         )
     for pattern in (*job.include, *job.exclude):
-        if not any(matches(key, pattern) for key in floats):
-            near = get_close_matches(pattern, [str(key) for key in floats], n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f", such as '{floats[0]}'"
+        if not any(matches(key, pattern) for key in pressed):
+            near = get_close_matches(pattern, [str(key) for key in pressed], n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f", such as '{pressed[0]}'"
             raise MisuseError(f"no prunable weight matches '{pattern}'{hint}")
     kept = [
         key
-        for key in floats
+        for key in pressed
         if (not job.include or any(matches(key, p) for p in job.include))
         and not any(matches(key, p) for p in job.exclude)
     ]
@@ -272,7 +275,7 @@ def _problem(
     """Import the network, prove a way to batch, and cut the sets to what can be afforded."""
     device = _device(job.device)
     effort = EFFORTS[job.effort]
-    network, weights = import_network(model)
+    network, weights = import_network(model, tables=job.embeddings)
     reference = {key: value.to(device) for key, value in weights.items()}
     names = [spec.name for spec in network.inputs]
     probes = [torch.from_numpy(samples.fit[name][:64]).to(device) for name in names]
@@ -326,19 +329,40 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if cuda else "cpu")
 
 
-def _first_state(model: ModelProto, problem: Problem, free: frozenset[WeightKey]) -> State:
-    """Lay out the original weights as a state."""
+def _first_state(
+    job: Job, model: ModelProto, problem: Problem, free: frozenset[WeightKey]
+) -> State:
+    """Lay out the original weights as a state.
+
+    Raises:
+        AdapterError: the gradient of every free weight would have to pass through an operator
+            torch does not run.
+    """
     weights: dict[WeightKey, Dense] = {}
     zeros = entries = 0
-    for weight in prunable(model):
+    for weight in prunable(model, tables=job.embeddings):
         values = problem.reference.get(weight.key)
-        if weight.is_float and values is not None:
+        if not weight.fixed and values is not None:
             weights[weight.key] = Dense(values, values != 0)
         else:
             array = numpy_helper.to_array(weight.tensor)
             zeros, entries = zeros + int((array == 0).sum()), entries + array.size
-    adapting = {key: problem.reference[key] for key in extras(model) if key in problem.reference}
-    return State(weights, adapting, frozenset(free & weights.keys()), (zeros, entries))
+    blocked = problem.network.program.blocked
+    adapting = {
+        key: problem.reference[key]
+        for key in extras(model, tables=job.embeddings)
+        if key in problem.reference and key not in blocked
+    }
+    movable = frozenset(key for key in free & weights.keys() if key not in blocked)
+    if not movable:
+        names = ", ".join(sorted({blocked[key] for key in free if key in blocked}))
+        raise AdapterError(
+            f"no weight of {job.model} is optimisable: every gradient would have to pass through "
+            f"{names}, which torch does not run; `onnxpress inspect` lists them"
+            if names
+            else f"no weight of {job.model} reaches a tensor made of the inputs"
+        )
+    return State(weights, adapting, movable, (zeros, entries))
 
 
 def _judged(
@@ -369,8 +393,8 @@ def _report(
     start: float,
 ) -> Report:
     plain = densify(last.patched.model)
-    zeros, elements = count_zeros(plain)
-    zeros_before, elements_before = count_zeros(model)
+    zeros, elements = count_zeros(plain, tables=job.embeddings)
+    zeros_before, elements_before = count_zeros(model, tables=job.embeddings)
     pressed = FileSize.of(last.patched.model.SerializeToString())
     absolute = problem.tolerance is not None and problem.tolerance.absolute
     decision = last.judgement.decision
@@ -396,7 +420,7 @@ def _report(
         batching=problem.network.batching.mode,
         judged=len(judged),
         closest=closest,
-        layers=layer_rows(model, plain, last.patched.forms),
+        layers=layer_rows(model, plain, last.patched.forms, tables=job.embeddings),
         steps=str(last.candidate.steps),
         log=last.candidate.state.log,
         notes=_notes(problem, samples, last),
@@ -405,6 +429,12 @@ def _report(
 
 def _notes(problem: Problem, samples: Samples, last: _Judged) -> tuple[str, ...]:
     notes = list(last.candidate.notes)
+    blocked = problem.network.program.blocked
+    held = sorted({blocked[key] for key in last.candidate.state.weights if key in blocked})
+    if held:
+        notes.append(
+            f"weights whose gradient would have to pass through {', '.join(held)} stay as they are"
+        )
     if samples.duplicates:
         notes.append(f"{samples.duplicates} samples of the data repeat another one")
     unused = count(samples.fit) - len(problem.fit[0])

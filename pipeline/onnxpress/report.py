@@ -349,7 +349,11 @@ class Report:
 
 
 def layer_rows(
-    original: ModelProto, pressed: ModelProto, forms: Mapping[WeightKey, str] | None = None
+    original: ModelProto,
+    pressed: ModelProto,
+    forms: Mapping[WeightKey, str] | None = None,
+    *,
+    tables: bool = False,
 ) -> tuple[LayerRow, ...]:
     """Set the prunable weights of two models side by side.
 
@@ -358,8 +362,9 @@ def layer_rows(
         pressed: dense, with other values in the same weights. A weight only one of the two has is
             left out.
         forms: how each weight is written, where that is known.
+        tables: whether the tables of Gather count as prunable.
     """
-    after = {weight.key: weight for weight in prunable(pressed)}
+    after = {weight.key: weight for weight in prunable(pressed, tables=tables)}
     return tuple(
         LayerRow(
             name=str(weight.key),
@@ -370,7 +375,7 @@ def layer_rows(
             zeros_after=_zeros(after[weight.key]),
             form=(forms or {}).get(weight.key, ""),
         )
-        for weight in prunable(original)
+        for weight in prunable(original, tables=tables)
         if weight.key in after and after[weight.key].tensor.dims == weight.tensor.dims
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import torch
 
+from onnxpress.storage import stored
 from onnxpress_adapters.errors import OnnxpressError, SparsityError, StepError
 from onnxpress_adapters.weights import Dense, WeightKey
 
@@ -95,6 +96,9 @@ def matches(key: WeightKey, pattern: str) -> bool:
 def checked(step: Step, state: State, problem: Problem) -> State:
     """Run a step and hold it to its contract.
 
+    Returns:
+        The next state, with what the step changed rounded to what the file can hold.
+
     Raises:
         StepError: it lost or invented weights, touched one that was not free, left something other
             than exact zeros outside a support, or returned values that are not finite.
@@ -111,7 +115,7 @@ def checked(step: Step, state: State, problem: Problem) -> State:
     for key, values in after.extras.items():
         if values is not state.extras[key] and not bool(torch.isfinite(values).all()):
             raise StepError(f"{step} left values in '{key}' that are not finite")
-    return after
+    return stored(after, state, problem)
 
 
 def _check_form(key: WeightKey, form: Dense, step: Step) -> None:

@@ -18,7 +18,7 @@ from onnxpress.verdict import Decision, decide
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.prunable import count_zeros
 from onnxpress_adapters.read import read_model
-from onnxpress_adapters.specs import specs
+from onnxpress_adapters.specs import check_plain, specs
 from onnxpress_exporters.compare import CPU, compare
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def verify(job: VerifyJob) -> Report:
     start = monotonic()
     original, pressed = read_model(job.original), read_model(job.pressed)
     inputs, outputs = specs(original)
+    check_plain(inputs, ())
     _check_alike(job, (inputs, outputs), specs(pressed))
     tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)
     arrays = _inputs(job, inputs)

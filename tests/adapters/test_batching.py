@@ -110,8 +110,7 @@ def test_watched_values_hold_all_samples(mode: str) -> None:
         moments = []
         for way in (network, fast):
             trace = way.batching.run(way, weights, [x], layer.sites)
-            (seen,) = trace.watched
-            assert seen is not None
+            ((seen,),) = trace.watched
             made = layer.columns_of(seen)
             moments.append(made.transpose(1, 2) @ made)
             assert trace.sizes
@@ -128,8 +127,7 @@ def test_vectors_make_one_column_a_sample() -> None:
             trace = way.batching.run(way, weights, [x], [layer.sites[0] for layer in way.layers])
             first, second = (
                 layer.columns_of(seen)
-                for layer, seen in zip(way.layers, trace.watched, strict=True)
-                if seen is not None
+                for layer, (seen,) in zip(way.layers, trace.watched, strict=True)
             )
             torch.testing.assert_close(first, x[None])
             hidden = torch.tanh(x @ weights[key("w")].T)

@@ -8,7 +8,8 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto
 
 from hand_built import Array, build, graph, key, normal, op
-from onnxpress_adapters.prunable import MOVES, SLOTS, count_zeros, prunable
+from onnxpress_adapters.moves import MOVES
+from onnxpress_adapters.prunable import SLOTS, count_zeros, prunable
 from small_models import branching, constant, model, perceptron, value
 from zoo_beside import load_zoo
 

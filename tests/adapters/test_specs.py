@@ -6,7 +6,15 @@ import pytest
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxpress_adapters.errors import AdapterError, BrokenModelError
-from onnxpress_adapters.specs import InputSpec, ValueSpec, batched_first, kind, specs, whole_range
+from onnxpress_adapters.specs import (
+    InputSpec,
+    ValueSpec,
+    batched_first,
+    check_plain,
+    kind,
+    specs,
+    whole_range,
+)
 
 F32 = np.dtype("float32")
 
@@ -89,10 +97,14 @@ def test_a_sequence_among_the_outputs_is_listed() -> None:
     )
 
 
-def test_a_sequence_among_the_inputs_is_refused() -> None:
-    value = sequence("frames")
-    with pytest.raises(AdapterError, match="input 'frames' is a sequence; onnxpress works with"):
-        specs(model([value]))
+def test_what_is_no_tensor_is_refused_where_only_tensors_will_do() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2])
+    for inputs, outputs, role in (
+        ([sequence("frames")], [x], "in"),
+        ([x], [sequence("frames")], "out"),
+    ):
+        with pytest.raises(AdapterError, match=f"{role}put 'frames' is a sequence; .* plain tens"):
+            check_plain(*specs(model(inputs, outputs)))
 
 
 @pytest.mark.parametrize("value", [ValueInfoProto(name="x")])

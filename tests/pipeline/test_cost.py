@@ -52,7 +52,7 @@ def test_a_recurrent_loop_counts_once_per_place() -> None:
     )
     found = Cost.of(network, reference, [torch.zeros(1, places, 1, 3)], 1.0)
     assert found.nodes == 1 + LOOP_NODES * places
-    assert found.macs == ELEMENT_MACS * places * hidden + 8 * places * hidden**2
+    assert found.macs == ELEMENT_MACS * places * hidden + places * hidden * (3 + hidden)
 
 
 def test_a_batch_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,17 +79,17 @@ def test_why_a_weight_is_pressed_in_one_way_only(tmp_path: Path) -> None:
     )
     rows = {row.name: row for row in looked_at(model(made), tmp_path).weights}
     assert {name: row.how for name, row in rows.items()} == {
-        "turned": "by gradient only: it is reached through Transpose",
-        "bytes": "no: it holds whole numbers",
+        "turned": "layer-wise and by gradient",
+        "bytes": "layer-wise and by gradient",
         "half": "layer-wise and by gradient",
         "shared": "by gradient only: several nodes use it in different ways",
     }
     assert rows["half"].zeros == 64
     assert rows["turned"].via == ("Transpose",)
-    assert not rows["bytes"].trained
+    assert rows["bytes"].via == ("DequantizeLinear",)
 
 
-def test_recurrent_weights_have_no_matrix_view(tmp_path: Path) -> None:
+def test_recurrent_weights_have_a_matrix_view(tmp_path: Path) -> None:
     made = helper.make_graph(
         [helper.make_node("LSTM", ["x", "w", "r", "b"], ["y"], hidden_size=2)],
         "g",
@@ -102,8 +102,7 @@ def test_recurrent_weights_have_no_matrix_view(tmp_path: Path) -> None:
         ],
     )
     found = looked_at(model(made), tmp_path)
-    hows = {row.how for row in found.weights}
-    assert hows == {"by gradient only: LSTM has no matrix view"}
+    assert [row.how for row in found.weights] == ["layer-wise and by gradient"] * 2
     assert found.rest == (Rest("bias", 1, 16),)
 
 

@@ -274,10 +274,11 @@ def test_a_model_without_prunable_weights(job: Job) -> None:
     assert message.startswith(f"{job.model} has no prunable weights (constants that MatMul, ")
 
 
-def integer_model() -> ModelProto:
+def integer_model(zero_point: int) -> ModelProto:
     nodes = [
         constant("scale", np.array(0.1, np.float32)),
-        helper.make_node("DequantizeLinear", ["q", "scale"], ["w"]),
+        constant("zero", np.array(zero_point, np.int8)),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["w"]),
         helper.make_node("MatMul", ["x", "w"], ["y"]),
     ]
     weights = np.random.default_rng(0).integers(-9, 9, (8, 4)).astype(np.int8)
@@ -285,15 +286,26 @@ def integer_model() -> ModelProto:
 
 
 def test_a_model_of_integer_weights(job: Job) -> None:
-    message = refusal(on(job, integer_model()))
+    message = refusal(on(job, integer_model(3)))
     assert message == (
-        f"all 1 prunable weights of {job.model} are integers; press the floating-point model it "
-        "was made from"
+        f"none of the 1 prunable weights of {job.model} can be changed (of the first, its zero "
+        "point is not 0, so a stored 0 is not a zero); press the floating-point model it was made "
+        "from"
     )
 
 
-def test_integer_weights_beside_others_count_as_they_are(job: Job) -> None:
-    made = integer_model()
+def test_integer_weights_around_zero_are_pressed_on_their_grid(job: Job) -> None:
+    job = on(job, integer_model(0), tolerance=None, sparsity=0.5, form="dense")
+    report = compress(job)
+    assert report.sparsity >= 0.5
+    (pressed,) = onnx.load(job.target).graph.initializer
+    values = numpy_helper.to_array(pressed)
+    assert values.dtype == np.int8
+    assert (values == 0).mean() == report.sparsity
+
+
+def test_integer_weights_around_another_zero_count_as_they_are(job: Job) -> None:
+    made = integer_model(3)
     made.graph.node[-1].output[0] = "h"
     made.graph.node.append(helper.make_node("MatMul", ["h", "v"], ["y"]))
     values = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)

@@ -22,6 +22,8 @@ from onnxpress_adapters.registry import converter
 # The numbers for which ONNX states no default and runtimes disagree.
 NEEDED = {"Affine": ("alpha", "beta"), "ScaledTanh": ("alpha", "beta")}
 
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
 Activation = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]
 
@@ -304,3 +306,63 @@ def lstm(
         return projection(own.w, own.of_input, own.of_state), cell
 
     return unroll(node, x, lengths, [start, start_cell], hidden, step)
+
+
+def states_met(
+    node: NodeView, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor | None]
+) -> Tensor | None:
+    """Give the states the recurrent weights of a layer were multiplied with.
+
+    Args:
+        node: an LSTM, a GRU or an RNN.
+        inputs: what it was given.
+        outputs: what it computed, all hidden states first.
+
+    Returns:
+        ``[directions, time, batch, hidden]``; zero behind the end of a sequence. A GRU that resets
+        before it multiplies gives ``[directions, gates, time, batch, hidden]``, because its new
+        gate meets the reset state and the two others the state itself.
+    """
+    x, w, r, bias, lengths, start = (*inputs, None, None, None, None, None, None)[:6]
+    history = outputs[0]
+    if x is None or w is None or r is None or history is None:
+        return None
+    if node.get("layout", 0):
+        x, history = x.transpose(0, 1), history.permute(1, 2, 0, 3)
+        start = None if start is None else start.transpose(0, 1)
+    steps = x.shape[0]
+    time = torch.arange(steps, device=x.device).unsqueeze(1)
+    ends = torch.full_like(time[:1], steps) if lengths is None else lengths.long().unsqueeze(0)
+    found = []
+    for place, backwards in enumerate(directions(node)):
+        own = history[:, place]
+        first = torch.zeros_like(own[0]) if start is None else start[place]
+        if backwards:
+            shifted = torch.cat([own[1:], first.unsqueeze(0)])
+            begins = time == ends - 1
+        else:
+            shifted = torch.cat([first.unsqueeze(0), own[:-1]])
+            begins = time == 0
+        before = torch.where(begins.unsqueeze(2), first, shifted)
+        found.append(torch.where((time < ends).unsqueeze(2), before, 0.0))
+    states = torch.stack(found)
+    if node.operator != "GRU" or node.get("linear_before_reset", 0):
+        return states
+    resets = [
+        _reset(node, place, x, weights_of(place, w, r, bias), states[place])
+        for place in range(len(found))
+    ]
+    return torch.stack([states, states, torch.stack(resets) * states], 1)
+
+
+def _reset(node: NodeView, place: int, x: Tensor, own: Weights, states: Tensor) -> Tensor:
+    """Compute the reset gate of a GRU at every step, ``[time, batch, hidden]``."""
+    function, clip = activations(node, ("Sigmoid", "Tanh"))[place][0], clipper(node)
+    hidden = own.r.shape[-1]
+    rows = slice(hidden, 2 * hidden)
+    gate = torch.matmul(x, own.w[rows].transpose(0, 1))
+    gate = gate + torch.matmul(states, own.r[rows].transpose(0, 1))
+    for bias in (own.of_input, own.of_state):
+        if bias is not None:
+            gate = gate + bias[rows]
+    return function(clip(gate))

@@ -74,6 +74,7 @@ For example:
 )
 @click.option("--include", multiple=True, metavar="PATTERN", help="Press only these weights.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these weights alone.")
+@click.option("--embeddings", is_flag=True, help="Press and count the tables of Gather as well.")
 @seed_option
 @report_options
 @quiet_option

@@ -12,13 +12,15 @@ from onnxpress.cli.output import print_json
 
 @click.command("inspect")
 @click.argument("model", metavar="IN", type=FILE)
+@click.option("--embeddings", is_flag=True, help="Count the tables of Gather as prunable.")
+@click.option("--all", "every", is_flag=True, help="Name every constant that is left alone.")
 @json_option
-def inspect_command(model: Path, as_json: bool) -> None:
+def inspect_command(model: Path, embeddings: bool, every: bool, as_json: bool) -> None:
     """Show what can be pressed in IN, and why the rest cannot."""
     from onnxpress.inspection import inspect_model
 
-    found = inspect_model(model)
+    found = inspect_model(model, tables=embeddings)
     if as_json:
         print_json(found.json())
     else:
-        click.echo(found.text())
+        click.echo(found.text(every=every))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, log2, pi
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from onnxpress.objective import Objective, backward, objective_of
+from onnxpress.storage import narrow, through
+from onnxpress_adapters.specs import kind
 from onnxpress_adapters.weights import Dense, WeightKey
 
 if TYPE_CHECKING:
@@ -66,11 +69,13 @@ class Repair:
     def __call__(self, state: State, problem: Problem, /) -> State:
         """Move the values; supports stay as they are."""
         objective = objective_of(problem)
-        point = _Point.of(state, extras=self.extras)
+        point = _Point.of(state, problem, extras=self.extras)
         if not point.leaves:
             return state
         before = objective.measure_choose(state.tensors).value
-        lbfgs = self.method == "lbfgs" or (self.method == "auto" and self._is_cheap(objective))
+        whole = any(kind(dtype) == "integer" for dtype in narrow(problem).values())
+        cheap = self._is_cheap(objective) and not whole  # steps on a grid have no line search
+        lbfgs = self.method == "lbfgs" or (self.method == "auto" and cheap)
         best = self._lbfgs(objective, point) if lbfgs else self._adam(objective, point, before)
         if best is None:
             return state.noted(f"{self}: kept d = {before:.3g} on choose, nothing was better")
@@ -183,9 +188,10 @@ class _Point:
     leaves: dict[WeightKey, Tensor]
     supports: dict[WeightKey, Tensor]
     fixed: dict[WeightKey, Tensor]
+    types: Mapping[WeightKey, np.dtype[Any]]
 
     @classmethod
-    def of(cls, state: State, *, extras: bool) -> _Point:
+    def of(cls, state: State, problem: Problem, *, extras: bool) -> _Point:
         free = {key: state.weights[key] for key in sorted(state.free)}
         leaves = {key: form.values.detach().clone() for key, form in free.items()}
         if extras:
@@ -193,15 +199,17 @@ class _Point:
         for leaf in leaves.values():
             leaf.requires_grad_()
         fixed = {key: value for key, value in state.tensors.items() if key not in leaves}
-        return cls(leaves, {key: form.support for key, form in free.items()}, fixed)
+        supports = {key: form.support for key, form in free.items()}
+        return cls(leaves, supports, fixed, narrow(problem))
 
     def tensors(self, given: dict[WeightKey, Tensor] | None = None) -> dict[WeightKey, Tensor]:
-        """Everything to lay over the reference, zeros kept out of the gradient."""
+        """Everything to lay over the reference: as the file will hold it, zeros kept still."""
         moved = {
             key: torch.where(self.supports[key], leaf, 0.0) if key in self.supports else leaf
             for key, leaf in (given or self.leaves).items()
         }
-        return {**self.fixed, **moved}
+        rounded = {k: through(v, self.types[k]) for k, v in moved.items() if k in self.types}
+        return {**self.fixed, **moved, **rounded}
 
     def values(self) -> dict[WeightKey, Tensor]:
         """A copy of where the leaves stand."""
