@@ -152,9 +152,8 @@ def rotary_picks() -> Iterator[Row]:
     yield microsoft(
         "MRotaryEmbedding", x, np.stack([at, at - 1, at]), *table, mrope_section=[1, 1, 0]
     )
-    yield microsoft(
-        "GemmaRotaryEmbedding", normal(1, 2, 4), *(normal(1, 2, 2, 4) for _ in range(4))
-    )
+    whole = (normal(1, 2, 4), *(normal(1, 2, 2, 4) for _ in range(4)))
+    yield microsoft("GemmaRotaryEmbedding", *whole)._replace(outputs=2)
 
 
 PICKS = [
