@@ -26,6 +26,7 @@ from onnxpress_adapters.ops import (
     resize,
     rotary,
     shape,
+    signal,
     softmax,
     state,
 )
@@ -57,6 +58,7 @@ FAMILIES = (
     resize,
     rotary,
     shape,
+    signal,
     softmax,
     state,
 )
