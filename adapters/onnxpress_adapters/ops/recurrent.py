@@ -25,6 +25,7 @@ NEEDED = {"Affine": ("alpha", "beta"), "ScaledTanh": ("alpha", "beta")}
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
 Activation = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor], Tensor]
 State = tuple[Tensor, ...]
 
 
@@ -282,18 +283,53 @@ def lstm(
 
     Returns all hidden states, the last hidden state and the last cell state.
     """
+
+    def products(place: int) -> tuple[Product, Product]:
+        return projection(w[place]), projection(r[place])
+
+    starts = [start, start_cell]
+    return lstm_layer(node, x, r.shape[-1], products, bias, lengths, starts, peepholes)
+
+
+def lstm_layer(
+    node: NodeView,
+    x: Tensor,
+    hidden: int,
+    products: Callable[[int], tuple[Product, Product]],
+    bias: Tensor | None,
+    lengths: Tensor | None,
+    starts: Sequence[Tensor | None],
+    peepholes: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Run an LSTM whose weights may be stored in any way.
+
+    Args:
+        node: for direction, activations and clip.
+        x: as ``unroll`` takes it.
+        hidden: size of a state.
+        products: gives, for a direction, what multiplies inputs and states with their weights.
+        bias: ``[directions, 2 * gates * hidden]``, or None.
+        lengths: as ``unroll`` takes them.
+        starts: first hidden and first cell state, as ``unroll`` takes them.
+        peepholes: ``[directions, 3 * hidden]``, or None.
+    """
     functions, clip = activations(node, ("Sigmoid", "Tanh", "Tanh")), clipper(node)
-    hidden = r.shape[-1]
     coupled = bool(node.get("input_forget", 0))
 
     def step(place: int) -> tuple[Callable[[Tensor], Tensor], Cell]:
-        own, (f, g, last) = weights_of(place, w, r, bias), functions[place]
-        back = own.r.transpose(0, 1)
+        (of_input, of_state), (f, g, last) = products(place), functions[place]
+        biases = () if bias is None else torch.chunk(bias[place], 2)
         holes = None if peepholes is None else torch.chunk(peepholes[place], 3)
+
+        def project(inputs: Tensor) -> Tensor:
+            result = of_input(inputs)
+            for summand in biases:
+                result = result + summand
+            return result
 
         def cell(projected: Tensor, state: State) -> State:
             h, c = state
-            i, o, forget, new = torch.chunk(projected + torch.matmul(h, back), 4, 1)
+            i, o, forget, new = torch.chunk(projected + of_state(h), 4, 1)
             if holes is not None:
                 i, forget = i + holes[0] * c, forget + holes[2] * c
             i = f(clip(i))
@@ -303,9 +339,9 @@ def lstm(
                 o = o + holes[1] * c
             return f(clip(o)) * last(c), c
 
-        return projection(own.w, own.of_input, own.of_state), cell
+        return project, cell
 
-    return unroll(node, x, lengths, [start, start_cell], hidden, step)
+    return unroll(node, x, lengths, starts, hidden, step)
 
 
 def states_met(
