@@ -85,9 +85,15 @@ def instance_normalization(node: NodeView, x: Tensor, scale: Tensor, bias: Tenso
 @converter("LayerNormalization")
 def layer_normalization(
     node: NodeView, x: Tensor, scale: Tensor, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardise over the axes from ``axis`` on; also give mean and 1 / deviation."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Standardise over the axes from ``axis`` on; also give mean and 1 / deviation if asked."""
     axes = tuple(range(node.get("axis", -1) % x.dim(), x.dim()))
+    sizes = x.shape[axes[0] :]
+    fits = scale.shape == sizes and (bias is None or bias.shape == sizes)
+    alike = x.dtype == scale.dtype in (torch.float32, torch.float64)
+    if fits and alike and not any(node.outputs[1:]):
+        # torch's own keeps less for the gradient.
+        return functional.layer_norm(x, sizes, scale, bias, node.get("epsilon", 1e-5)), None, None
     normal, mean, inverse = standardised(x, axes, node.get("epsilon", 1e-5))
     result = normal.to(x.dtype) * scale
     return (result if bias is None else result + bias), mean, inverse
