@@ -13,8 +13,6 @@ from torch import Tensor
 from beside_runtime import Row, check, row
 from one_node import Array, make
 from onnxpress_adapters.errors import AdapterError
-from onnxpress_adapters.node import view
-from onnxpress_adapters.ops.attention import flexed
 
 rng = np.random.default_rng(0)
 BATCH, HEADS, QUERIES, KEYS, SIZE = 2, 3, 4, 5, 2
@@ -238,14 +236,6 @@ def test_flex_attention_without_graphs_is_attention() -> None:
     rounded = flex(Q, K, V, softmax_precision=TensorProto.FLOAT)
     assert rounded.dtype == torch.float64
     np.testing.assert_allclose(rounded, run(Q, K, V)[0], rtol=1e-5)
-
-
-def test_flex_attention_takes_functions_between_its_stages() -> None:
-    q, k, v = (torch.from_numpy(x) for x in (Q, K, V))
-    proto = helper.make_node("FlexAttention", ["q", "k", "v"], ["y"], domain="ai.onnx.preview")
-    bias = torch.from_numpy(normal(QUERIES, KEYS))
-    found = flexed(view(proto, 1), q, k, v, lambda x: x + bias, lambda x: 2 * x)
-    np.testing.assert_allclose(found, 2 * run(Q, K, V, bias.numpy())[0])
 
 
 @pytest.mark.parametrize("name", ["score_mod", "prob_mod"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from onnxpress_adapters.ops.dtypes import torch_dtype
 from onnxpress_adapters.registry import converter
 
 PREVIEW = "ai.onnx.preview"
-
-Stage = Callable[[Tensor], Tensor]
 
 # What the fourth output of Attention shows, by `qk_matmul_output_mode`.
 CAPPED, BIASED, NORMALISED = 1, 2, 3
@@ -189,48 +186,25 @@ def attention(
     return result.to(result_type), key, value, stage.to(result_type)
 
 
-def flexed(
-    node: NodeView,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    score_mod: Stage | None = None,
-    prob_mod: Stage | None = None,
-) -> Tensor:
-    """Attend, with a function of its own behind the scores and behind the softmax.
+@converter("FlexAttention", domain=PREVIEW)
+def flex_attention(node: NodeView, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend with nothing between the stages.
 
-    Args:
-        node: FlexAttention.
-        query: ``[batch, query heads, queries, size]``.
-        key: ``[batch, key heads, keys, size]``.
-        value: ``[batch, key heads, keys, width]``.
-        score_mod: takes and gives scores ``[batch, query heads, queries, keys]``, in the type the
-            softmax is computed in.
-        prob_mod: takes and gives the weights that the softmax made of them.
+    Raises:
+        AdapterError: the node carries a graph that changes the scores or the weights. The
+            interpreter runs such a node as the function ONNX defines it by.
     """
+    for name in ("score_mod", "prob_mod"):
+        if node.get(name) is not None:
+            raise AdapterError(
+                f"{node} changes its stages by the graph '{name}'; run it as part of a model"
+            )
     heads = query.shape[1]
     working = working_type(query)
     precision = node.get("softmax_precision")
     inner = torch_dtype(precision) if precision else working
     scale = node.get("scale", 1 / math.sqrt(query.shape[3]))
     keys = shared_heads(node, key, heads).to(working)
-    scores = ((query.to(working) * scale) @ keys.transpose(2, 3)).to(inner)
-    weights = torch.softmax(score_mod(scores) if score_mod else scores, -1)
-    weights = prob_mod(weights) if prob_mod else weights
+    scores = (query.to(working) * scale) @ keys.transpose(2, 3)
+    weights = torch.softmax(scores.to(inner), -1)
     return (weights @ shared_heads(node, value, heads).to(inner)).to(value.dtype)
-
-
-@converter("FlexAttention", domain=PREVIEW)
-def flex_attention(node: NodeView, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend with nothing between the stages.
-
-    Raises:
-        AdapterError: the node carries a graph that changes the scores or the weights.
-    """
-    for name in ("score_mod", "prob_mod"):
-        if node.get(name) is not None:
-            raise AdapterError(
-                f"{node} changes its stages by the graph '{name}', which onnxpress does not run; "
-                "write it out as MatMul and Softmax nodes"
-            )
-    return flexed(node, query, key, value)
