@@ -135,7 +135,11 @@ def wide(value: Tensor) -> Array:
 RUNTIME = "onnxruntime answers as onnxpress does, the reference does not"
 BODY = "the node holds a graph, and only a whole model can run one"
 STRINGS = "torch has no strings"
+DRAWN = "drawn from numpy's own state, which no seed of the node tells"
 EXCEPTIONS = {
+    "test_bernoulli": DRAWN,
+    "test_bernoulli_double": DRAWN,
+    "test_bernoulli_seed": DRAWN,
     "test_equal_string": STRINGS,
     "test_equal_string_broadcast": STRINGS,
     "test_flexattention_causal_mask": BODY,
