@@ -6,8 +6,8 @@ and without the gradient of all weights.
     python benchmarks/speed.py [--rounds 15] [--out benchmarks/speed.md]
 
 Both answer alike before anything is timed. Times are medians of interleaved runs in one process on
-one thread. Memory is counted by torch's own allocator, weights not included, so it is exact. Exits 1
-where the claim is not met.
+one thread. Memory is counted by torch's own allocator, weights not included, so it is exact. Exits
+1 where the claim is not met.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _work(pair: Pair, which: str, side: str) -> Work:
     x = pair.x
     if side == "eager":
         module = pair.module
-        leaves = list(module.parameters())
+        leaves: list[Tensor] = list(module.parameters())
 
         def answer() -> Tensor:
             return module(x)  # type: ignore[no-any-return]
