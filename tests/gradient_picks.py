@@ -156,6 +156,35 @@ def rotary_picks() -> Iterator[Row]:
     yield microsoft("GemmaRotaryEmbedding", *whole)._replace(outputs=2)
 
 
+def codes(kind: type, *shape: int) -> Array:
+    return rng.integers(0, 100, shape).astype(kind)
+
+
+def quantised_picks() -> Iterator[Row]:
+    a, b = codes(np.uint8, 2, 3), codes(np.int8, 3, 4)
+    scale, scales, zero, zeros = np.array(0.3), positive(4), np.array(7, np.uint8), np.int8(3)
+    yield microsoft("DequantizeLinear", a, scale, zero)
+    yield microsoft(
+        "DynamicQuantizeMatMul", apart(2, 3), b, scales, np.full(4, 3, np.int8), normal(4)
+    )
+    yield microsoft("MatMulIntegerToFloat", a, b, scale, scales, zero, np.full(4, 3, np.int8))
+    yield microsoft("QGemm", a, scale, zero, b, np.array(0.2), np.array(zeros))
+    projection = codes(np.int8, 2, 12), normal(12), np.array(0.01), np.array(0.01)
+    yield microsoft("QAttention", codes(np.uint8, 1, 3, 2), *projection, num_heads=2)
+    words, kinds = ints(2, 0).reshape(1, 2), ints(1, 0).reshape(1, 2)
+    tables = [codes(np.uint8, *size) for size in ((4, 3), (3, 3), (2, 3), (3,), (3,))]
+    steps = [np.array(0.1 * place) for place in range(1, 6)]
+    yield microsoft("QEmbedLayerNormalization", words, kinds, *tables, None, *steps, *[zero] * 5)
+    weights = codes(np.int8, 1, 3, 8), codes(np.int8, 1, 2, 8)
+    start = apart(1, 1, 2), apart(1, 1, 2)
+    shifts = np.array([0.02]), np.zeros(1, np.int8)
+    yield microsoft(
+        "DynamicQuantizeLSTM",
+        *(apart(2, 1, 3), *weights, normal(1, 16), None, *start, None, *shifts, *shifts),
+        hidden_size=2,
+    )
+
+
 PICKS = [
     pick
     for family in (
@@ -168,6 +197,7 @@ PICKS = [
         norm_picks,
         attention_picks,
         rotary_picks,
+        quantised_picks,
     )
     for pick in family()
 ]
