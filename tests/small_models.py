@@ -73,3 +73,21 @@ def branching(weight: np.ndarray, as_node: bool) -> ModelProto:
     node = helper.make_node("If", ["c"], ["y"], name="choose", **branches)
     inputs = [value("x", 1, 16), value("c", kind=TensorProto.BOOL)]
     return model(helper.make_graph([node], "g", inputs, [value("y", 1, 4)]))
+
+
+def scaled(before: bool = True, after: bool = True) -> ModelProto:
+    """A weight, a Scaler (which torch does not run), another weight; either may be missing."""
+    rng = np.random.default_rng(0)
+    domain = "ai.onnx.ml"
+    scaler = helper.make_node(
+        "Scaler", ["h"], ["s"], name="scale", domain=domain, offset=[0.0] * 3, scale=[2.0] * 3
+    )
+    first = helper.make_node(*(("MatMul", ["x", "w1"]) if before else ("Identity", ["x"])), ["h"])
+    last = helper.make_node(*(("MatMul", ["s", "w2"]) if after else ("Identity", ["s"])), ["y"])
+    arrays = {"w1": rng.normal(size=(3, 3)), "w2": rng.normal(size=(3, 3))}
+    used = [name for name, wanted in (("w1", before), ("w2", after)) if wanted]
+    tensors = [from_array(arrays[name].astype(np.float32), name) for name in used]
+    inputs, outputs = [value("x", "n", 3)], [value("y", "n", 3)]
+    made = model(helper.make_graph([first, scaler, last], "g", inputs, outputs, tensors))
+    made.opset_import.append(helper.make_opsetid(domain, 1))
+    return made

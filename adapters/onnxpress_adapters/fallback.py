@@ -25,7 +25,7 @@ from onnxpress_adapters.walk import bodies
 
 REFUSALS = (
     *(RuntimeError, ValueError, LookupError, TypeError, ArithmeticError),
-    *(AttributeError, AssertionError, ImportError),
+    *(AttributeError, AssertionError, ImportError, OSError),
 )
 """What the reference implementation raises where a node does not suit it."""
 

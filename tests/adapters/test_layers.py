@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto, helper
 from torch import Tensor
 
-from hand_built import Array, asked, build, draw, graph, normal, op
+from hand_built import Array, asked, build, draw, graph, key, normal, op
 from onnxpress_adapters.layers import Layer, layers_of
 from onnxpress_adapters.network import import_network
-from small_models import branching, constant, perceptron, value
+from small_models import branching, constant, model, perceptron, value
 
 
 class Row(NamedTuple):
@@ -282,3 +283,162 @@ def test_an_empty_weight_has_no_view() -> None:
         [op("MatMul", "x w", "y")], [value("x", 4, 0)], [value("y", 4, 2)], {"w": normal(0, 2)}
     )
     assert layers_of(made) == ()
+
+
+def recurrent(operator: str, **attributes: Any) -> ModelProto:
+    """One recurrent layer on ``x [5, 2, 3]`` (time, batch, features) with first states."""
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[operator]
+    ways = 2 if attributes.get("direction") == "bidirectional" else 1
+    first = attributes.get("layout", 0)
+    states = (2, ways, 4) if first else (ways, 2, 4)
+    arrays = {
+        "w": normal(ways, gates * 4, 3),
+        "r": normal(ways, gates * 4, 4, seed=1),
+        "b": normal(ways, gates * 8, seed=2),
+        "h": normal(*states, seed=3),
+        "lengths": np.array([5, 3], np.int32),
+    }
+    node = op(operator, "x w r b lengths h", "y", hidden_size=4, **attributes)
+    shape = (2, 5, 3) if first else (5, 2, 3)
+    return build([node], [value("x", *shape)], [value("y", *"abcd")], arrays)
+
+
+RECURRENT = [
+    ("RNN", {}),
+    ("RNN", {"direction": "reverse"}),
+    ("LSTM", {"direction": "bidirectional"}),
+    ("LSTM", {"direction": "reverse", "layout": 1}),
+    ("GRU", {"direction": "bidirectional"}),
+    ("GRU", {"direction": "bidirectional", "linear_before_reset": 1}),
+    ("GRU", {"layout": 1}),
+]
+
+
+def step_by_step(made: ModelProto, x: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Run a layer one step at a time and give the columns each direction's weights met.
+
+    The states come from onnxruntime-checked outputs of the whole layer, so only which state stands
+    before which step, and the reset of a GRU, is worked out here.
+    """
+    network, weights = import_network(made)
+    node = made.graph.node[0]
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    first = attributes.get("layout", 0)
+    (y,) = network(weights, x)
+    history = y.permute(1, 2, 0, 3) if first else y
+    inputs = x.transpose(0, 1) if first else x
+    start = weights[key("h")]
+    start = start.transpose(0, 1) if first else start
+    direction = attributes.get("direction", b"forward").decode()
+    reverses = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[node.op_type]
+    resets = node.op_type == "GRU" and not attributes.get("linear_before_reset", 0)
+    seen, met = [], []
+    for place, backwards in enumerate(reverses):
+        seen.append([row for step in inputs for row in step])
+        own: list[list[Tensor]] = [[] for _ in range(3 if resets else 1)]
+        w, r = weights[key("w")][place], weights[key("r")][place]
+        wb, rb = weights[key("b")][place].chunk(2)
+        for sample, length in enumerate((5, 3)):
+            order = range(length - 1, -1, -1) if backwards else range(length)
+            before = start[place, sample]
+            for time in order:
+                own[0].append(before)
+                if resets:
+                    gate = inputs[time, sample] @ w.T + wb + before @ r.T + rb
+                    own[1].append(before)
+                    own[2].append(torch.sigmoid(gate.reshape(gates, 4)[1]) * before)
+                before = history[time, place, sample]
+        met += own
+    return seen, met
+
+
+@pytest.mark.parametrize(("operator", "attributes"), RECURRENT, ids=str)
+def test_recurrent_weights_meet_inputs_and_states(
+    operator: str, attributes: dict[str, Any]
+) -> None:
+    made = recurrent(operator, **attributes)
+    network, weights = import_network(made)
+    of_input, of_state = network.layers
+    assert [str(layer.key) for layer in (of_input, of_state)] == ["w", "r"]
+    x = draw(2, 5, 3) if attributes.get("layout") else draw(5, 2, 3)
+    trace = network.run(weights, [x], watch=[*of_input.sites, *of_state.sites])
+    (given,), (states,) = trace.watched
+    seen, met = step_by_step(made, x)
+    for layer, value_met, wanted in ((of_input, given, seen), (of_state, states, met)):
+        columns = layer.columns_of(value_met)
+        assert columns.shape[0] == layer.groups == len(wanted)
+        for group, rows in zip(columns, wanted, strict=True):
+            alone = torch.stack(rows)
+            torch.testing.assert_close(group.T @ group, alone.T @ alone)
+        matrix = layer.matrix(weights[layer.key])
+        assert matrix.shape == (layer.groups, layer.rows, layer.columns)
+        assert torch.equal(layer.weight(matrix), weights[layer.key])
+
+
+@pytest.mark.parametrize(("operator", "attributes"), RECURRENT, ids=str)
+def test_samples_in_front_of_a_recurrent_layer(operator: str, attributes: dict[str, Any]) -> None:
+    network, weights = import_network(recurrent(operator, **attributes))
+    x = draw(3, 2, 5, 3) if attributes.get("layout") else draw(3, 5, 2, 3)
+    for layer in network.layers:
+        ((together,),) = network.batching.run(network, weights, [x], layer.sites).watched
+        alone = []
+        for sample in x:
+            ((one,),) = network.run(weights, [sample], watch=layer.sites).watched
+            alone.append(moment(layer.columns_of(one)))
+        torch.testing.assert_close(moment(layer.columns_of(together)), torch.stack(alone).sum(0))
+
+
+def test_merged_projections_of_an_attention_are_a_matrix() -> None:
+    node = helper.make_node(
+        "Attention", ["x", "w", "b"], ["y"], domain="com.microsoft", num_heads=2
+    )
+    made = model(
+        graph(
+            [node],
+            [value("x", 2, 3, 4)],
+            [value("y", 2, 3, 4)],
+            {"w": normal(4, 12), "b": normal(12)},
+        )
+    )
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    network, weights = import_network(made)
+    (layer,) = network.layers
+    assert (layer.groups, layer.rows, layer.columns) == (1, 12, 4)
+    x = draw(2, 3, 4)
+    ((seen,),) = network.run(weights, [x], watch=layer.sites).watched
+    assert torch.equal(layer.columns_of(seen)[0], x.reshape(6, 4))
+
+
+def test_a_table_is_a_layer_on_request_with_how_often_each_row_is_looked_up() -> None:
+    nodes = [op("Gather", "table i", "e"), op("MatMul", "e w", "y")]
+    arrays = {"table": normal(5, 3), "w": normal(3, 2)}
+    made = build(nodes, [value("i", 4, kind=7)], [value("y", 4, 2)], arrays)
+    assert [str(layer.key) for layer in layers_of(made)] == ["w"]
+    network, weights = import_network(made, tables=True)
+    table, _ = network.layers
+    assert (str(table.key), table.groups, table.rows, table.columns) == ("table", 5, 3, 1)
+    places = torch.tensor([0, 4, -1, 2])
+    ((seen,),) = network.run(weights, [places], watch=table.sites).watched
+    columns = table.columns_of(seen)
+    counts = torch.tensor([1.0, 0.0, 1.0, 0.0, 2.0])
+    torch.testing.assert_close(moment(columns).flatten(), counts)
+    assert torch.equal(table.weight(table.matrix(weights[table.key])), weights[table.key])
+
+
+def test_convolutions_that_share_a_weight_may_differ_in_stride() -> None:
+    nodes = [op("Conv", "x w", "a"), op("Conv", "x w", "b", strides=[2, 2])]
+    outputs = [value("a", *"abcd"), value("b", *"efgh")]
+    made = build(nodes, [value("x", 1, 2, 5, 5)], outputs, {"w": normal(3, 2, 2, 2)})
+    network, weights = import_network(made)
+    (layer,) = network.layers
+    x = draw(1, 2, 5, 5)
+    trace = network.run(weights, [x], watch=layer.sites)
+    found = [
+        layer.columns_of(seen, node=node)
+        for (seen,), node in zip(trace.watched, layer.nodes, strict=True)
+    ]
+    assert [part.shape[1] for part in found] == [16, 4]
+    for part, output in zip(found, network(weights, x), strict=True):
+        product = layer.matrix(weights[layer.key])[0] @ part[0].T
+        torch.testing.assert_close(product, output.reshape(3, -1))
