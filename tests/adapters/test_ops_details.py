@@ -107,6 +107,19 @@ def test_first_reshape_has_its_shape_as_an_attribute() -> None:
     assert run("Reshape", images(2, 3), version=1, shape=[0, -1, 1]).shape == (2, 3, 1)
 
 
+def test_first_split_may_have_its_sizes_as_an_input() -> None:
+    _, prepared = make("Split", [images(6), ints(2, 4)], version=1, outputs=2)
+    parts = [part.tolist() for part in prepared.run() if part is not None]
+    assert parts == [[0, 1], [2, 3, 4, 5]]
+    _, prepared = make("Split", [images(3)], {"split": [1, 2]}, version=1, outputs=2)
+    assert [len(part) for part in prepared.run() if part is not None] == [1, 2]
+
+
+def test_first_selu_has_shorter_numbers() -> None:
+    assert run("Selu", np.array([1.0]), version=1).item() == pytest.approx(1.0507, abs=1e-9)
+    assert run("Selu", np.array([1.0]), version=6).item() == pytest.approx(1.05070098, abs=1e-8)
+
+
 def test_gather_of_no_axis_keeps_the_rest() -> None:
     assert run("Gather", images(3, 2), np.array(-1), axis=0).tolist() == [4, 5]
 

@@ -102,7 +102,13 @@ def _by_attributes(name: str) -> Converter:
 
 
 for _name in ATTRIBUTES:
-    converter(_name)(_by_attributes(_name))
+    converter(_name, since=6 if _name == "Selu" else 1)(_by_attributes(_name))
+
+
+@converter("Selu", until=5)
+def selu_old(node: NodeView, x: Tensor) -> Tensor:
+    """Selu with the shorter numbers of the first opsets."""
+    return selu(x, node.get("alpha", 1.6732), node.get("gamma", 1.0507))
 
 
 def fused_activation(node: NodeView, x: Tensor, parameters: Sequence[float]) -> Tensor:

@@ -103,8 +103,14 @@ def concat(node: NodeView, *xs: Tensor) -> Tensor:
     return torch.cat(xs, node.get("axis", 1))
 
 
-@converter("Split", until=12)
-def split_old(node: NodeView, x: Tensor, sizes: np.ndarray | None = None) -> tuple[Tensor, ...]:
+@converter("Split", until=1, host=(1,))
+def split_first(node: NodeView, x: Tensor, sizes: np.ndarray | None = None) -> tuple[Tensor, ...]:
+    """Cut along an axis into parts of the sizes given as an input or an attribute, or alike."""
+    return _split(node, x, node.get("split") if sizes is None else numbers(sizes))
+
+
+@converter("Split", since=2, until=12)
+def split_old(node: NodeView, x: Tensor) -> tuple[Tensor, ...]:
     """Cut along an axis into parts of the sizes given as an attribute, or into equal parts."""
     return _split(node, x, node.get("split"))
 
