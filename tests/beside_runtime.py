@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
-from onnx import NodeProto, helper
+from onnx import NodeProto, helper, numpy_helper
 
 from one_node import Array, Prepared, prepare
 
@@ -63,15 +63,16 @@ def prepared(chosen: Row) -> Prepared:
     return prepare(node(chosen), chosen.version, given(chosen))
 
 
-def answer(chosen: Row, opset: int = 17, ir: int = 8) -> list[Array]:
+def answer(chosen: Row) -> list[Array]:
     """Run a row in onnxruntime.
 
-    Args:
-        chosen: the row.
-        opset: of ai.onnx, where the node is of another domain.
-        ir: version of the file format; numbers of 4 bits need 10.
+    Numbers of a type that is not numpy's own become constants, because onnxruntime takes none in
+    from Python; they came to ONNX late.
     """
-    proto, feeds = node(chosen), given(chosen)
+    proto, inputs = node(chosen), given(chosen)
+    constants = {name: value for name, value in inputs.items() if value.dtype.isbuiltin != 1}
+    feeds = {name: value for name, value in inputs.items() if name not in constants}
+    opset, ir = (23, 11) if constants else (17, 8)
     infos = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
         for name, v in feeds.items()
@@ -84,9 +85,9 @@ def answer(chosen: Row, opset: int = 17, ir: int = 8) -> list[Array]:
     ]
     opsets = [helper.make_opsetid("", opset if chosen.domain else chosen.version)]
     opsets += [helper.make_opsetid(chosen.domain, 1)] if chosen.domain else []
-    model = helper.make_model(
-        helper.make_graph([proto], "one", infos, results), opset_imports=opsets, ir_version=ir
-    )
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph([proto], "one", infos, results, weights)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
