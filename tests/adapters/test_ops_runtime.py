@@ -109,6 +109,7 @@ def indexing_rows() -> Iterator[Row]:
     yield row("GatherND", 13, normal(4, 5, 6), rng.integers(-4, 4, (4, 3, 1)), batch_dims=1)
     places = np.array([[1, -1], [0, 2]])
     yield row("ScatterElements", 13, normal(4, 5), places, normal(2, 2), axis=1)
+    yield row("Scatter", 9, normal(4, 5), abs(places), normal(2, 2), axis=1)
     yield row("ScatterND", 13, normal(4, 5, 6), np.array([[1, 2], [-1, 0]]), normal(2, 6))
     indices, values = np.array([[0, -1], [5, 2]]), np.array([2, 5], np.float32)
     yield row("OneHot", 11, indices, np.array(4), values, axis=1)

@@ -1,9 +1,9 @@
 """Random numbers that are the same every time a network runs.
 
 The specification lets every run differ. A pressed network must be comparable with its original
-though, run by run, so a node draws from its ``seed``, or from its name where it has none. The
-numbers are those of ``numpy.random.RandomState``, as in onnx's reference: torch draws no numbers
-inside ``torch.vmap``, and different ones on every kind of device.
+though, run by run, so a node draws from its ``seed``, or from its name where it has none; inside a
+loop it draws the same in every round. The numbers are those of ``numpy.random.RandomState``, as in
+onnx's reference: torch draws none inside ``torch.vmap``, and others on every kind of device.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def _roi_align(
     node: NodeView, x: Tensor, regions: Tensor, batch: Tensor, half_pixel: bool
 ) -> Tensor:
     mode, ratio = node.get("mode", "avg"), node.get("sampling_ratio", 0)
-    corners = regions * node.get("spatial_scale", 1.0) - (0.5 if half_pixel else 0.0)
+    wide = regions.to(torch.promote_types(regions.dtype, torch.float32))
+    corners = wide * node.get("spatial_scale", 1.0) - (0.5 if half_pixel else 0.0)
     left, top, right, bottom = corners.unbind(-1)
     height, width = bottom - top, right - left
     if not half_pixel:
