@@ -34,10 +34,8 @@ def quantize_linear(
     node: NodeView, x: Tensor, scale: Tensor, zero_point: Tensor | None = None
 ) -> Tensor:
     """``saturate(round(x / scale) + zero_point)``, in the type of the zero point."""
-    kind = node.get("output_dtype") or TensorProto.UINT8
-    dtype = torch_dtype(kind)
-    if zero_point is not None:
-        kind, dtype = node.type_of(2), zero_point.dtype
+    kind = node.type_of(2) or node.get("output_dtype") or TensorProto.UINT8
+    dtype = torch_dtype(kind) if zero_point is None else zero_point.dtype
     working = torch_dtype(node.get("precision")) if node.get("precision") else torch.float32
     # onnxruntime divides in float32 whatever the types are.
     ratio = x.to(working) / spread(node, scale, x).to(working)
