@@ -142,13 +142,16 @@ def choose(
     """Give the fastest way that equals the loop on two and on three of the probes.
 
     Two counts, because a count may be the size of a dimension by chance. Where the probes are all
-    alike nothing would show that samples mix, and the loop is what remains.
+    alike nothing would show that samples mix, and the loop is what remains, as it is for outputs that
+    are no tensors of numbers.
 
     Args:
         network: any; its own batching is not used.
         weights: the reference weights.
         probes: one per input, ``[samples, *feed shape]``.
     """
+    if any(spec.holds != "tensor" or spec.kind == "other" for spec in network.outputs):
+        return LOOP
     samples = len(probes[0]) if probes else 0
     other = next((i for i in range(1, samples) if any((v[i] != v[0]).any() for v in probes)), None)
     if other is None:
@@ -254,7 +257,9 @@ def _loop(
     return Trace(outputs, watched, traces[0].sizes, traces[0].steps)
 
 
-def _stack(values: list[Tensor], name: str) -> Tensor:
+def _stack(values: list[Any], name: str) -> Any:
+    if not all(isinstance(value, Tensor) for value in values):
+        return values  # sequences, maps or text: a list with what each sample gave
     shapes = {tuple(value.shape) for value in values}
     if len(shapes) > 1:
         raise AdapterError(

@@ -122,7 +122,8 @@ class Network:
             inputs: one per graph input, ``[samples, *shape of one feed]``.
 
         Returns:
-            One per graph output, ``[samples, *shape of the output for one feed]``.
+            One per graph output, ``[samples, *shape of the output for one feed]``; for an output
+            that is no tensor of numbers a list with one value per sample.
         """
         return self.batching.run(self, weights, inputs).outputs
 

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from hand_built import Array
-from onnxpress_adapters.errors import UnsupportedOperatorError
+from onnxpress_adapters.layers import layer_of
 from onnxpress_adapters.network import Network, import_network
 from onnxpress_adapters.prunable import prunable
 from onnxpress_adapters.read import read_model
@@ -24,8 +24,8 @@ from zoo_beside import ZOO, load_zoo
 pytestmark = pytest.mark.zoo
 
 SAMPLES = 16
-REFUSED = "sklearn_randomforest"
-MODELS = sorted(p.stem for p in (ZOO / "models").glob("*.onnx") if p.stem != REFUSED)
+FOREST = "sklearn_randomforest"
+MODELS = sorted(p.stem for p in (ZOO / "models").glob("*.onnx") if p.stem != FOREST)
 
 NOISY = {"basic_pitch_nmp": 2e-4, "magika_v3_3": 2e-4, "ppocr_v3_det": 5e-4}
 """Models on which onnxruntime's own rounding is about 1e-4 or more, and what is allowed there."""
@@ -126,18 +126,38 @@ def test_many_samples_at_once_equal_the_loop() -> None:
 
 def test_prunable_weights_are_those_the_zoo_counts() -> None:
     yardstick = load_zoo("prunable")
-    for name in [*MODELS, REFUSED]:
+    for name in [*MODELS, FOREST]:
         model = onnx.load(load_zoo().entry(name).path)
         theirs = [(where[1], found[0].size) for where, found in yardstick.weights(model).items()]
         assert [(weight.key.name, weight.elements) for weight in prunable(model)] == theirs, name
 
 
-def test_what_cannot_be_imported_names_all_that_is_missing() -> None:
-    path = load_zoo().entry(REFUSED).path
-    with pytest.raises(UnsupportedOperatorError) as caught:
-        import_network(read_model(path))
-    assert str(caught.value) == (
-        "no converter for 2 operator(s) of this model (with their nodes):\n"
-        "  ai.onnx.ml::TreeEnsembleClassifier (opset 1): 'TreeEnsembleClassifier'\n"
-        "  ai.onnx.ml::ZipMap (opset 1): 'ZipMap'"
-    )
+def test_a_forest_gives_labels_and_maps_as_onnxruntime_does() -> None:
+    model = imported(FOREST)
+    session = load_zoo().entry(FOREST).session()
+    assert model.network.program.fallbacks == ("TreeEnsembleClassifier 'TreeEnsembleClassifier'",)
+    fast = model.network.proven(model.weights, model.inputs)
+    labels, scores = fast.batched(model.weights, model.inputs)
+    for feed, label, maps in zip(model.feeds, labels, scores, strict=True):
+        wanted, (theirs,) = session(feed)
+        assert label.tolist() == wanted.tolist()
+        (ours,) = maps
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert float(ours[name]) == pytest.approx(value, rel=1e-6)
+
+
+def test_nothing_on_the_way_of_a_weight_runs_outside_torch() -> None:
+    fallbacks = {name: imported(name, 1).network.program.fallbacks for name in MODELS}
+    assert {name: nodes for name, nodes in fallbacks.items() if nodes} == {}
+
+
+def test_every_prunable_weight_of_the_zoo_can_be_pressed_layer_by_layer() -> None:
+    without = {}
+    for name in MODELS:
+        model = read_model(load_zoo().entry(name).path)
+        for weight in prunable(model):
+            found = layer_of(weight)
+            if isinstance(found, str):
+                without[f"{name}: {weight.key}"] = found
+    assert without == {}
