@@ -7,6 +7,7 @@ opsets and the operators of com.microsoft, and some are too large to difference,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -43,6 +44,7 @@ def elementwise_picks() -> Iterator[Row]:
     yield row("Pow", 15, positive(2, 3), normal(3))
     yield row("PRelu", 6, apart(2, 3, 2), normal(3))
     yield row("Clip", 6, apart(3, 4), min=-2.0, max=2.0)
+    yield row("Selu", 1, apart(2, 3), alpha=1.5)
     yield row("Affine", 1, normal(3), alpha=2.0, beta=1.0)
     yield row("ScaledTanh", 1, normal(3), alpha=2.0, beta=0.5)
     yield row("Erf", 13, normal(3))
@@ -72,6 +74,7 @@ def moving_picks() -> Iterator[Row]:
     yield row("Reshape", 1, x, shape=[3, -1])
     yield row("Slice", 1, x, starts=[0, 1], ends=[2, 3])
     yield row("Slice", 13, x, ints(2, 0), ints(-4, 2), ints(1, 0), ints(-1, 1))
+    yield row("Split", 1, x, ints(1, 2), axis=1, outputs=2)
     yield row("Split", 2, x, axis=1, split=[1, 2], outputs=2)
     yield row("Squeeze", 11, normal(2, 1), axes=[1])
     yield row("Unsqueeze", 11, x, axes=[0])
@@ -185,6 +188,52 @@ def quantised_picks() -> Iterator[Row]:
     )
 
 
+def block_picks() -> Iterator[Row]:
+    sizes: Any = {"N": 3, "K": 16, "block_size": 16}
+    x, stored, steps = normal(2, 16), codes(np.uint8, 3, 1, 8), positive(3, 1)
+    yield microsoft("MatMulNBits", x, stored, steps, None, None, normal(3), bits=4, **sizes)
+    yield microsoft("MatMulBnb4", x, codes(np.uint8, 24), positive(3), quant_type=1, **sizes)
+    table: Any = {"block_size": 16, "quantize_axis": 1, "gather_axis": 0}
+    yield microsoft("GatherBlockQuantized", codes(np.uint8, 3, 8), ints(2, 0, 1), steps, **table)
+
+
+def early_picks() -> Iterator[Row]:
+    x, pairs = normal(2, 3), normal(2, 3, 2)
+    yield microsoft("GatherND", x, ints(0, 1, 1, 2).reshape(2, 2))
+    yield microsoft("Trilu", normal(3, 3), np.array(1))
+    yield microsoft("ExpandDims", x, np.array(1))
+    yield microsoft("SampleOp", x)
+    yield microsoft("UnfoldTensor", normal(5), size=3, step=1)
+    yield microsoft("Unique", np.array([2.5, 0.5, 1.5]))
+    yield microsoft("Inverse", normal(2, 2) + 3 * np.eye(2))
+    for metric in ("euclidean", "sqeuclidean"):
+        yield microsoft("CDist", x, normal(4, 3) + 2, metric=metric)
+    yield microsoft("Rfft", normal(2, 4), signal_ndim=1, onesided=1, normalized=0)
+    yield microsoft("Irfft", normal(2, 3, 2), signal_ndim=1, onesided=1, normalized=0)
+    yield microsoft("ComplexMul", pairs, normal(2, 3, 2))
+    yield microsoft("ComplexMulConj", pairs, normal(2, 3, 2))
+
+
+def image_picks() -> Iterator[Row]:
+    image = normal(1, 2, 3, 3)
+    yield microsoft("GridSample", image, rng.uniform(-0.9, 0.9, (1, 2, 2, 2)))
+    yield microsoft("Pad", normal(2, 3), ints(1, 0, 0, -1))
+    kernel, pads = normal(2, 1, 2, 2), ints(0, 1, 1, 0)
+    yield microsoft("ConvTransposeWithDynamicPads", image, kernel, pads, normal(1))
+    last = np.moveaxis(image, 1, -1).copy()
+    summand = normal(1, 2, 2, 3)
+    yield microsoft(
+        "NhwcFusedConv", last, normal(3, 2, 2, 2), normal(3), summand, activation="Tanh"
+    )
+    region = np.array([[0.12, 0.07, 0.81, 0.93]])
+    yield microsoft("CropAndResize", image, region, np.zeros(1, np.int32), ints(3, 2))
+    mask = np.ones((1, 1, 3, 3), np.int32)
+    yield microsoft("MaxpoolWithMask", apart(1, 2, 3, 3), mask, kernel_shape=[2, 2])
+    words, letters = np.array([[1, 2, 3, 0], [2, 0, 0, 0]], np.int32), normal(4, 2)
+    kernel = normal(3, 1, 2, 2)
+    yield microsoft("WordConvEmbedding", words, kernel, normal(3), letters, conv_window_size=2)
+
+
 PICKS = [
     pick
     for family in (
@@ -198,6 +247,9 @@ PICKS = [
         attention_picks,
         rotary_picks,
         quantised_picks,
+        block_picks,
+        early_picks,
+        image_picks,
     )
     for pick in family()
 ]
