@@ -112,15 +112,6 @@ def leaky_relu(node: NodeView, x: Tensor) -> Tensor:
     return functional.leaky_relu(x, node.get("alpha", 0.01))
 
 
-def softmax(node: NodeView, x: Tensor) -> Tensor:
-    """Softmax along an axis; as before opset 13 of ONNX, along all axes from there on."""
-    axis = node.get("axis", -1) % x.dim()
-    if node.get("opset", 13) >= 13:
-        return torch.softmax(x, axis)
-    rows = x.reshape(math.prod(x.shape[:axis]), -1)
-    return torch.softmax(rows, 1).reshape(x.shape)
-
-
 def mean(node: NodeView, x: Tensor) -> Tensor:
     """Average over axes."""
     return torch.mean(x, node.get("axes"), keepdim=bool(node.get("keepdims", 1)))
@@ -129,7 +120,29 @@ def mean(node: NodeView, x: Tensor) -> Tensor:
 converter("QLinearLeakyRelu", domain=MICROSOFT)(on_codes(leaky_relu))
 converter("QLinearReduceMean", domain=MICROSOFT)(on_codes(mean))
 converter("QLinearSigmoid", domain=MICROSOFT)(on_codes(lambda node, x: torch.sigmoid(x)))
-converter("QLinearSoftmax", domain=MICROSOFT)(on_codes(softmax))
+
+
+@converter("QLinearSoftmax", domain=MICROSOFT)
+def qlinear_softmax(
+    node: NodeView,
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero_point: Tensor | None,
+    scale: Tensor,
+    zero_point: Tensor,
+) -> Tensor:
+    """Softmax along an axis, or as before opset 13 of ONNX along all axes from there on.
+
+    onnxruntime takes a whole number of steps for one, rounded down.
+    """
+    axis = node.get("axis", -1) % x.dim()
+    value = real(x, x_scale, x_zero_point)
+    if node.get("opset", 13) >= 13:
+        share = torch.softmax(value, axis)
+    else:
+        rows = value.reshape(math.prod(x.shape[:axis]), -1)
+        share = torch.softmax(rows, 1).reshape(x.shape)
+    return saturated(share * torch.floor(1 / single(scale)), zero_point, x)
 
 
 def channels_first(node: NodeView, x: Tensor) -> Tensor:
