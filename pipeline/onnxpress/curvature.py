@@ -27,8 +27,8 @@ def layer_hessians(
         layers: the layers to look at; the caller keeps their number small where they are wide.
 
     Returns:
-        Key to ``[groups, columns, columns]``, float32, on the problem's device: the mean over the
-        columns seen, damped by nothing.
+        Key to ``[groups, columns, columns]``, in the type the weight is computed with, on the
+        problem's device: the mean over the columns seen, damped by nothing.
 
     Source:
         LeCun, Denker, Solla 1989; Hassibi & Stork 1993: for ‖WX - W'X‖² the Hessian of every row
@@ -55,7 +55,8 @@ def layer_hessians(
             for (layer, _, node), calls in zip(sites, trace.watched, strict=True):
                 limit = int(max(HESSIAN_COLUMNS, 10 * layer.columns) * share) + 1
                 for value in calls:
-                    columns = layer.columns_of(value, limit // len(calls) + 1, node).float()
+                    columns = layer.columns_of(value, limit // len(calls) + 1, node)
+                    columns = columns.to(problem.reference[layer.key].dtype)
                     moment = columns.transpose(1, 2) @ columns
                     known = sums.get(layer.key)
                     sums[layer.key] = moment if known is None else known + moment
