@@ -44,6 +44,8 @@ def removal_costs(matrix: Tensor, hessian: Tensor) -> Tensor:
         never fall along the order of removal, so thresholding them at any level keeps the entries
         the order keeps.
     """
+    if matrix.shape[2] == 1:  # nothing in the row could adapt
+        return matrix.square() * torch.where(hessian > 0, damped(hessian), 0.0)
     costs = torch.empty_like(matrix)
     for group, (rows, gram) in enumerate(zip(matrix, damped(hessian), strict=True)):
         dead = hessian[group].diagonal() <= 0

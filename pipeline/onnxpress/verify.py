@@ -63,6 +63,7 @@ class VerifyJob:
         shape: sizes of inputs the model leaves open.
         output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
         flips: the largest share of changed answers.
+        embeddings: whether the tables that Gather looks rows up in count as prunable weights.
         seed: of what is drawn.
     """
 
@@ -74,6 +75,7 @@ class VerifyJob:
     shape: tuple[str, ...] = ()
     output: tuple[str, ...] = ()
     flips: str | None = None
+    embeddings: bool = False
     seed: int = 0
 
 
@@ -96,8 +98,8 @@ def verify(job: VerifyJob) -> Report:
     tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)
     arrays = _inputs(job, inputs)
     distance, decision, providers = judge(job.original, job.pressed, arrays, tolerance, job.seed)
-    zeros_before, elements_before = count_zeros(original)
-    zeros, elements = count_zeros(pressed)
+    zeros_before, elements_before = count_zeros(original, tables=job.embeddings)
+    zeros, elements = count_zeros(pressed, tables=job.embeddings)
     notes = []
     if elements != elements_before:
         notes.append(
@@ -119,7 +121,7 @@ def verify(job: VerifyJob) -> Report:
         device="",
         providers=providers,
         samples=SampleCounts(0, 0, count(arrays)),
-        layers=layer_rows(original, pressed),
+        layers=layer_rows(original, pressed, tables=job.embeddings),
         notes=tuple(notes),
     )
 

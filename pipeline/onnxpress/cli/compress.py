@@ -9,6 +9,7 @@ import click
 
 from onnxpress.cli.options import (
     FILE,
+    embeddings_option,
     input_options,
     promise_options,
     quiet_option,
@@ -74,7 +75,7 @@ For example:
 )
 @click.option("--include", multiple=True, metavar="PATTERN", help="Press only these weights.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these weights alone.")
-@click.option("--embeddings", is_flag=True, help="Press and count the tables of Gather as well.")
+@embeddings_option
 @seed_option
 @report_options
 @quiet_option

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from onnxpress.cli.options import FILE, json_option
+from onnxpress.cli.options import FILE, embeddings_option, json_option
 from onnxpress.cli.output import print_json
 
 
 @click.command("inspect")
 @click.argument("model", metavar="IN", type=FILE)
-@click.option("--embeddings", is_flag=True, help="Count the tables of Gather as prunable.")
+@embeddings_option
 @click.option("--all", "every", is_flag=True, help="Name every constant that is left alone.")
 @json_option
 def inspect_command(model: Path, embeddings: bool, every: bool, as_json: bool) -> None:

@@ -73,6 +73,10 @@ promise_options = _together(
     ),
 )
 
+embeddings_option = click.option(
+    "--embeddings", is_flag=True, help="Count the tables of Gather as prunable weights as well."
+)
+
 seed_option = click.option(
     "--seed",
     type=click.IntRange(min=0),

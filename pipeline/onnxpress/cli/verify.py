@@ -9,6 +9,7 @@ import click
 
 from onnxpress.cli.options import (
     FILE,
+    embeddings_option,
     input_options,
     promise_options,
     report_options,
@@ -28,6 +29,7 @@ from onnxpress.cli.output import check_target, hand_over
 )
 @input_options
 @promise_options
+@embeddings_option
 @seed_option
 @report_options
 def verify_command(
