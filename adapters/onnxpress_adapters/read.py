@@ -15,6 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
 from onnx import ModelProto, TensorProto
 
+from onnxpress_adapters.checker import check
 from onnxpress_adapters.errors import AdapterError, BrokenModelError
 from onnxpress_adapters.external import inline
 from onnxpress_adapters.finite import check_finite
@@ -139,7 +140,7 @@ def _check(model: ModelProto) -> None:
     if model.ByteSize() > MOST_PROTOBUF_BYTES:
         raise AdapterError("with its data inline it is larger than the 2 GiB protobuf allows")
     try:
-        onnx.checker.check_model(model, full_check=False)
+        check(model)
     except onnx.checker.ValidationError as error:
         raise BrokenModelError(f"the ONNX checker says: {_sentence(str(error))}") from error
 
