@@ -90,3 +90,23 @@ def test_the_result_is_the_measured_one() -> None:
     assert f"| zeros | {zeros}%" in measured
     (moved,) = re.findall(r"([\d.]+ %) of the variance", result)
     assert f"| on the test images | {moved} of the output's variance" in measured
+
+
+def table_rows(text: str) -> dict[str, list[str]]:
+    """Give the cells of every row of the tables in a text, by the first of them."""
+    rows = re.findall(r"^\| (.+) \|$", text, flags=re.MULTILINE)
+    return {cells[0]: cells[1:] for cells in (row.split(" | ") for row in rows)}
+
+
+def test_the_importers_are_the_measured_ones() -> None:
+    measured = table_rows((ROOT / "benchmarks" / "import_suite.md").read_text(encoding="utf-8"))
+    table = README[README.index("<!-- importers: begin") : README.index("<!-- importers: end")]
+    told = table_rows(table)
+    head = told.pop("importer")
+    assert [re.findall(r"of [\d,]+", cell) for cell in head] == [
+        re.findall(r"of [\d,]+", measured["importer"][place]) for place in (1, 4, 5, 6, 7)
+    ]
+    assert len(told) == 6
+    for importer, cells in told.items():
+        name = importer.replace(", torch alone", " without the reference")
+        assert cells == [measured[name][place] for place in (1, 4, 5, 6, 7)], importer
