@@ -234,6 +234,25 @@ def image_picks() -> Iterator[Row]:
     yield microsoft("WordConvEmbedding", words, kernel, normal(3), letters, conv_window_size=2)
 
 
+def state_picks() -> Iterator[Row]:
+    sizes, beta = {"q_num_heads": 2, "kv_num_heads": 1}, rng.random((1, 2, 1))
+    memory = normal(1, 2, 4), normal(1, 2, 2), normal(1, 2, 3), normal(1, 1, 2, 3)
+    yield microsoft("LinearAttention", *memory, -positive(1, 2, 1), beta, **sizes)
+    gate = normal(1, 2, 3), normal(3), normal(3), normal(1, 2, 3)
+    yield microsoft("LinearAttentionGate", *gate)._replace(outputs=2)
+    signal = normal(1, 2, 4), normal(2, 1, 3), normal(2), normal(1, 2, 2)
+    yield microsoft("CausalConvWithState", *signal)._replace(outputs=2)
+
+
+def experimental_picks() -> Iterator[Row]:
+    image = normal(1, 2, 3, 4)
+    yield row("Crop", 9, image, border=[1, 0, 1, 1])
+    yield row("DynamicSlice", 9, image, ints(1, 1), ints(2, 3), ints(2, 3))
+    yield row("ImageScaler", 9, image, bias=[0.1, 0.2], scale=2.0)
+    yield row("ParametricSoftplus", 9, normal(4), alpha=0.5, beta=2.0)
+    yield row("Scale", 9, normal(4), scale=3.0)
+
+
 PICKS = [
     pick
     for family in (
@@ -250,6 +269,8 @@ PICKS = [
         block_picks,
         early_picks,
         image_picks,
+        state_picks,
+        experimental_picks,
     )
     for pick in family()
 ]
