@@ -7,10 +7,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from one_node import Array
+from onnxpress_adapters.checker import check
 
 WORDS, TOKENS, WIDTH, HEADS, INNER = 20, 5, 16, 2, 32
 
@@ -44,13 +44,16 @@ class Builder:
         )
         return f"{name}_out"
 
-    def model(self, inputs: list[ValueInfoProto], shape: list[int | str], opset: int) -> ModelProto:
+    def model(
+        self, inputs: list[ValueInfoProto], shape: list[int | str], opset: int, *domains: str
+    ) -> ModelProto:
         """Close the graph; the last node makes its output."""
         result = helper.make_tensor_value_info(self.nodes[-1].output[0], TensorProto.FLOAT, shape)
         graph = helper.make_graph(self.nodes, "plain", inputs, [result], self.constants)
         opsets = [helper.make_opsetid("", opset)]
+        opsets += [helper.make_opsetid(domain, 1) for domain in domains]
         made = helper.make_model(graph, opset_imports=opsets, ir_version=10 if opset > 20 else 8)
-        onnx.checker.check_model(made)
+        check(made)
         return made
 
     def linear(self, x: str, features: int, results: int) -> str:
@@ -192,3 +195,72 @@ def four_bit_products() -> ModelProto:
     b.op("MatMul", x, weight(ml_dtypes.int4, 48, 8, 16, True))
     x_info = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])
     return b.model([x_info], ["batch", 8], 21)
+
+
+DECODER = {"words": 24, "width": 32, "heads": 2, "few": 1, "size": 16, "inner": 64, "longest": 12}
+"""Sizes of the language model below."""
+
+
+def decoder() -> ModelProto:
+    """One layer of a language model as the builder of onnxruntime-genai writes it, in 4 bits."""
+    b, d = Builder(), DECODER
+    microsoft: dict[str, Any] = {"domain": "com.microsoft"}
+
+    def bytes_(*shape: int) -> str:
+        return b.constant(b.rng.integers(0, 256, shape).astype(np.uint8))
+
+    def scales(*shape: int) -> str:
+        return b.constant(b.rng.uniform(0.01, 0.05, shape).astype(np.float32))
+
+    def product(x: str, columns: int, rows: int) -> str:
+        blocks = columns // 16
+        given = bytes_(rows, blocks, 8), scales(rows, blocks), bytes_(rows, (blocks + 1) // 2)
+        sizes = {"K": columns, "N": rows, "bits": 4, "block_size": 16}
+        return b.op("MatMulNBits", x, *given, **sizes, **microsoft)
+
+    def several(operator: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
+        results = [f"{operator}_{len(b.nodes)}_out{place}" for place in range(count)]
+        name = f"{operator}_{len(b.nodes)}"
+        ways = {**attributes, **microsoft}
+        b.nodes.append(helper.make_node(operator, list(inputs), results, name=name, **ways))
+        return results
+
+    table = bytes_(d["words"], d["width"] // 2), "words", scales(d["words"], d["width"] // 16)
+    x = b.op("GatherBlockQuantized", *table, bits=4, block_size=16, **microsoft)
+    normal = b.op("SimplifiedLayerNormalization", x, b.weight(d["width"]), axis=-1, epsilon=1e-6)
+    heads = (d["heads"] + 2 * d["few"]) * d["size"]
+    packed = product(normal, d["width"], heads)
+    last = b.op("Sub", b.op("ReduceSum", "mask", b.ints(1)), b.ints(1))
+    lengths = b.op("Cast", b.op("Squeeze", last, b.ints(1)), to=TensorProto.INT32)
+    total = b.op("Gather", b.op("Shape", "mask"), b.constant(np.array(1)))
+    longest = b.op("Cast", total, to=TensorProto.INT32)
+    angles = b.weight(d["longest"], d["size"] // 2), b.weight(d["longest"], d["size"] // 2)
+    attention, key, value = several(
+        "GroupQueryAttention",
+        3,
+        *(packed, "", "", "past_key", "past_value", lengths, longest, *angles),
+        num_heads=d["heads"],
+        kv_num_heads=d["few"],
+        do_rotary=1,
+    )
+    answer = product(attention, d["heads"] * d["size"], d["width"])
+    norm, count = "SkipSimplifiedLayerNormalization", 4
+    more = several(norm, count, answer, x, b.weight(d["width"]), epsilon=1e-6)
+    gate, up = (product(more[0], d["width"], d["inner"]) for _ in range(2))
+    opened = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
+    down = product(opened, d["inner"], d["width"])
+    done = several(norm, count, down, more[3], b.weight(d["width"]), epsilon=1e-6)
+    product(done[0], d["width"], d["words"])
+
+    cache: list[int | str] = ["batch", d["few"], "past", d["size"]]
+    inputs = [
+        helper.make_tensor_value_info("words", TensorProto.INT64, ["batch", "tokens"]),
+        helper.make_tensor_value_info("mask", TensorProto.INT64, ["batch", "all"]),
+        helper.make_tensor_value_info("past_key", TensorProto.FLOAT, cache),
+        helper.make_tensor_value_info("past_value", TensorProto.FLOAT, cache),
+    ]
+    made = b.model(inputs, ["batch", "tokens", d["words"]], 17, "com.microsoft")
+    for name in (key, value):
+        shape: list[int | str] = ["batch", d["few"], "all", d["size"]]
+        made.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    return made

@@ -27,11 +27,13 @@ from one_node import Array
 from onnxpress_adapters.network import import_network
 from onnxpress_adapters.read import read_model
 from optimisable import (
+    DECODER,
     HEADS,
     TOKENS,
     WIDTH,
     bert,
     bert_feeds,
+    decoder,
     feed_forward,
     four_bit_products,
     image_feeds,
@@ -297,3 +299,23 @@ def test_products_in_4_bits(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-4)
     (rounded,) = answers(model, {"x": x})
     assert 0 < np.abs(rounded - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_language_model_of_a_builder(tmp_path: Path) -> None:
+    """A prompt of two lengths, then one token behind what came before."""
+    rng = np.random.default_rng(0)
+    model, few, size = decoder(), DECODER["few"], DECODER["size"]
+
+    def feeds(tokens: int, past: int, mask: Any) -> dict[str, Array]:
+        cache = rng.standard_normal((2, 2, few, past, size)).astype(np.float32)
+        words = rng.integers(0, DECODER["words"], (2, tokens))
+        return {
+            "words": words,
+            "mask": np.array(mask),
+            "past_key": cache[0],
+            "past_value": cache[1],
+        }
+
+    expected = ".GroupQueryAttention .MatMulNBits .GatherBlockQuantized"
+    check(model, feeds(4, 0, [[1, 1, 1, 1], [1, 1, 0, 0]]), expected, tmp_path)
+    check(model, feeds(1, 4, [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), expected, tmp_path)
