@@ -170,6 +170,41 @@ def with_sink(scores: Tensor, sink: Tensor) -> Tensor:
     return torch.softmax(torch.cat([scores, more], -1), -1)[..., :-1]
 
 
+def separated(
+    node: NodeView, query: Tensor, key: Tensor | None, value: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give queries, keys and values as ``[batch, heads, sequence, size]``.
+
+    All three may stand side by side in ``query``.
+    """
+    heads, few = node.get("num_heads"), node.get("kv_num_heads")
+    if key is None or value is None:
+        size = query.shape[2] // (heads + 2 * few)
+        query, key, value = query.split([heads * size, few * size, few * size], 2)
+    return (
+        split_heads(node, query, heads),
+        split_heads(node, key, few),
+        split_heads(node, value, few),
+    )
+
+
+def shares(node: NodeView, scores: Tensor, seen: Tensor, sink: Tensor | None) -> Tensor:
+    """Take the softmax over the keys that may be seen; a query that sees none gets zeros.
+
+    Args:
+        node: may ask for one more score of zero, which draws no value.
+        scores: ``[batch, heads, queries, keys]``.
+        seen: broadcasts to the scores.
+        sink: the one more score of each head, ``[heads]``.
+    """
+    hidden = torch.where(seen, scores.new_zeros(()), -math.inf)
+    if sink is None and node.get("smooth_softmax", 0) == 1:
+        sink = scores.new_zeros(1)
+    if sink is None:
+        return normalised(scores + hidden, hidden, scores.dtype)
+    return with_sink(scores + hidden, sink)
+
+
 @converter("GroupQueryAttention", domain=MICROSOFT, host=(6,))
 def group_query_attention(
     node: NodeView,
@@ -203,14 +238,8 @@ def group_query_attention(
             f"{node} keeps only a window of its cache, which onnxpress does not run; "
             "export the model with sliding_window_cache=0"
         )
-    heads, few = node.get("num_heads"), node.get("kv_num_heads")
-    if key is None or value is None:
-        size = query.shape[2] // (heads + 2 * few)
-        query, key, value = query.split([heads * size, few * size, few * size], 2)
-    query = norm_of_heads(node, split_heads(node, query, heads), query_norm)
-    value = split_heads(node, value, few)
-    key = norm_of_heads(node, split_heads(node, key, few), key_norm)
-
+    query, key, value = separated(node, query, key, value)
+    query, key = norm_of_heads(node, query, query_norm), norm_of_heads(node, key, key_norm)
     total = int(longest.reshape(-1)[0])
     count, new = query.shape[2], key.shape[2]
     totals = lengths.reshape(-1).to(torch.int64) + 1
@@ -231,6 +260,7 @@ def group_query_attention(
     values = of_values.value(present_value) if of_values else present_value
 
     working = working_type(query, keys)
+    heads = query.shape[1]
     keys = shared_heads(node, keys[:, :, :total], heads).to(working)
     values = shared_heads(node, values[:, :, :total], heads).to(working)
     scale = node.get("scale", 0.0) or 1 / math.sqrt(query.shape[3])
@@ -240,13 +270,7 @@ def group_query_attention(
     if attention_bias is not None:
         scores = scores + attention_bias
     seen = visible(node, places, count)
-    hidden = torch.where(seen, scores.new_zeros(()), -math.inf)
-    if sink is None and node.get("smooth_softmax", 0) == 1:
-        sink = scores.new_zeros(1)
-    if sink is None:
-        weights = normalised(scores + hidden, hidden, working)
-    else:
-        weights = with_sink(scores + hidden, sink)
+    weights = shares(node, scores, seen, sink)
     result = torch.matmul(weights, values).transpose(1, 2).flatten(2).to(query.dtype)
     shown = None
     if len(node.outputs) > 3:
