@@ -142,8 +142,8 @@ def choose(
     """Give the fastest way that equals the loop on two and on three of the probes.
 
     Two counts, because a count may be the size of a dimension by chance. Where the probes are all
-    alike nothing would show that samples mix, and the loop is what remains, as it is for outputs that
-    are no tensors of numbers.
+    alike nothing would show that samples mix, and the loop is what remains, as it is for outputs
+    that are no tensors of numbers.
 
     Args:
         network: any; its own batching is not used.

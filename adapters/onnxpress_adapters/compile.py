@@ -54,6 +54,8 @@ FLOATS = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 )
 STRING = TensorProto.STRING
+BLOCKED_LAYOUT = "com.microsoft.nchwc"
+"""Where onnxruntime puts convolutions whose weights it has cut into blocks."""
 
 
 def compile_model(
@@ -97,6 +99,11 @@ def _missing_message(missing: Mapping[str, list[str]]) -> str:
         shown = ", ".join(f"'{name}'" for name in nodes[:8])
         more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
         lines.append(f"  {operator}: {shown}{more}")
+    if any(label.startswith(f"{BLOCKED_LAYOUT}::") for label in missing):
+        lines.append(
+            f"{BLOCKED_LAYOUT} is written for one kind of processor; save the model again at the "
+            "optimisation level extended or below"
+        )
     return "\n".join(
         [f"no converter for {len(missing)} operator(s) of this model (with their nodes):", *lines]
     )

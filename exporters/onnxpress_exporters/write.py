@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, FunctionProto, ModelProto, TensorProto, helper, numpy_helper
 
+from onnxpress_adapters.checker import check
 from onnxpress_adapters.errors import ExportError
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.walk import (
@@ -299,7 +300,7 @@ def write(model: ModelProto, path: Path) -> int:
         raise ExportError(f"the model takes {size} bytes and one ONNX file can hold 2 GiB")
     data = model.SerializeToString()
     try:
-        onnx.checker.check_model(data, full_check=False)
+        check(model)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the patched model is unsound: {str(error).splitlines()[0]}") from error
     target = path.resolve()

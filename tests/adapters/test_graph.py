@@ -166,3 +166,11 @@ def test_a_first_input_that_varies_is_told_from_one_that_does_not() -> None:
     arrays = {"b": normal(2), "row": np.array([1, -1])}
     program = compiled(build(nodes, [value("x", 1, 2)], [value("y", 1, 2)], arrays))
     assert [step.varies for step in program.main.instructions] == [False, True, True, True]
+
+
+def test_a_layout_for_one_processor_is_named_with_the_way_out() -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="cut", domain="com.microsoft.nchwc")
+    made = small_model(graph([node], [value("x", 1, 8, 4, 4)], [value("y", 1, 8, 4, 4)]))
+    made.opset_import.append(helper.make_opsetid("com.microsoft.nchwc", 1))
+    with pytest.raises(UnsupportedOperatorError, match="at the optimisation level extended"):
+        compiled(made)

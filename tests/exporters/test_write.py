@@ -336,3 +336,23 @@ def test_an_unsound_model_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="the patched model is unsound: No Op registered"):
         write(made, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_norm_onnxruntime_fused_below_its_opset_is_written(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("LayerNormalization", ["h", "scale"], ["y"]),
+    ]
+    arrays = {"w": thinned(4, 3), "scale": np.ones(3, np.float32)}
+    initializers = [from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "g", [value("x", 2, 4)], [value("y", 2, 3)], initializers)
+    made = model(graph, opset=13)
+    changed = patch(made, {WeightKey((), "w"): np.eye(4, 3, dtype=np.float32)}).model
+    before = changed.SerializeToString()
+    write(changed, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").read_bytes() == before
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    (found,) = Runner(tmp_path / "m.onnx").run({"x": x})
+    centred = x[:, :3] - x[:, :3].mean(1, keepdims=True)
+    wanted = centred / np.sqrt(np.square(centred).mean(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
