@@ -301,8 +301,8 @@ def accuracy(found: Measurements) -> Section:
         best = max(rivals, key=lambda rival: rival.score or 0.0, default=None)
         before = None if dense is None else dense.get("score")
         after = None if cell is None or _distance(cell, "80") is None else cell.get("score")
-        if before is not None and after is not None:
-            losses[model] = before - after
+        if before is not None and cell is not None:
+            losses[model] = inf if after is None else before - after
         theirs = None if best is None else best.score
         rows.append(
             [
@@ -325,7 +325,7 @@ def accuracy(found: Measurements) -> Section:
         known = len(losses) == len(CLASSIFIERS)
         sentence = (
             f"at 80 %, at least {least} of {len(CLASSIFIERS)} classifiers stay within "
-            f"{100 * allowed:.0f} point(s) of dense: {within} of {len(losses)} measured"
+            f"{100 * allowed:.0f} points of dense: {within} of the {len(losses)} measured do"
         )
         enough = within >= least
         claims.append(Claim(sentence, True if enough else False if known else None))
@@ -432,11 +432,11 @@ def _ratio(ours: float | None, theirs: float | None) -> str:
 
 
 def _distance(cell: Found | None, task: str) -> float | None:
-    """Give the distance of a cell; None where it is not measured or not at the sparsity."""
+    """Give the distance of a cell; None where not measured, not at the sparsity or no number."""
     if cell is None or cell.get("sparsity", 0.0) < int(task) / 100 - SLACK:
         return None
     distance: float = cell["distance"]
-    return distance
+    return distance if isfinite(distance) else None
 
 
 def _complaints(cells: Mapping[str, Found | None]) -> list[str]:
