@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf, nan
 from typing import TYPE_CHECKING
 
-from onnxpress.search import Point, Search, tolerance_of
+from onnxpress.search import Point, Search, measured, tolerance_of
 from onnxpress.step import Chain, Step, checked, fix, is_open
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.repair import Repair
-from onnxpress_adapters.errors import MisuseError
+from onnxpress_adapters.errors import MisuseError, StepError
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
@@ -57,7 +58,7 @@ def hunt(
     *,
     sparsity: float | None = None,
     deadline: float | None = None,
-) -> None:
+) -> list[Point]:
     """Run a chain and show candidates to the judge, until one is within or enough were seen.
 
     Args:
@@ -67,6 +68,9 @@ def hunt(
         judge: called at least once, at most ``MOST_JUDGED`` times.
         sparsity: zeros over all prunable weights; the least to accept where there is a tolerance.
         deadline: a moment of ``time.monotonic`` after which no candidate is begun.
+
+    Returns:
+        Every candidate that was tried, judged or not.
 
     Raises:
         MisuseError: the sparsity cannot be reached with the weights that may change, or the chain
@@ -78,30 +82,45 @@ def hunt(
                 "every step of the recipe has its own sparsity; leave out --sparsity, or leave the "
                 "sparsity of a step open"
             )
-        judge(Candidate(checked(chain, state, problem), chain))
-        return
+        return [_alone(chain, None, state, problem, judge)]
     floor = 0.0 if sparsity is None else over_free(state, sparsity)
     if problem.tolerance is None:
-        fixed = fix(chain, floor)
-        judge(Candidate(checked(fixed, state, problem), fixed))
-        return
-    margin = RESERVE if problem.related else Search.margin
-    search = Search(chain, floor=floor, margin=margin, deadline=deadline)
+        return [_alone(fix(chain, floor), floor, state, problem, judge)]
+    search = Search(chain, floor=floor, margin=margin_of(problem.related), deadline=deadline)
     points: list[Point] = []
     seen: list[State] = []
     for _ in range(MOST_JUDGED):
         points = search.points(state, problem, points)
         best = search.best(points, problem)
         if any(best.state is known for known in seen):
-            return  # nothing better was found: a second look at the same would say the same
+            break  # nothing better was found: a second look at the same would say the same
         seen.append(best.state)
         excess = judge(Candidate(best.state, fix(chain, best.sparsity), best.notes))
         interrupted = bool(best.notes)
         if excess <= 1 or best.sparsity <= floor or interrupted:
-            return
+            break
         # The judge saw more than the choose set did: ask that set for as much less.
         share = best.upper / tolerance_of(problem) * min(0.8, max(0.25, 0.8 / excess))
         search = replace(search, margin=min(search.margin, share), rounds=AGAIN)
+    return points
+
+
+def margin_of(related: bool) -> float:
+    """Give the share of the tolerance a candidate's bound may use."""
+    return RESERVE if related else Search.margin
+
+
+def _alone(steps: Step, asked: float | None, state: State, problem: Problem, judge: Judge) -> Point:
+    """Make the one candidate of steps without an open sparsity, and show it to the judge."""
+    found = checked(steps, state, problem)
+    sparsity = found.sparsity if asked is None else asked
+    try:
+        point = measured(sparsity, found, problem)
+    except StepError as error:
+        # Nothing was to be chosen here, so the judge can still say what becomes of such outputs.
+        point = Point(sparsity, found, inf, inf, (f"its distance was not measured: {error}",), nan)
+    judge(Candidate(point.state, steps, point.notes))
+    return point
 
 
 def over_free(state: State, sparsity: float) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from onnxpress.cost import Cost
+from onnxpress.memory import Batch, accumulate
 from onnxpress.problem import Problem
 from onnxpress_adapters.errors import StepError
 from onnxpress_adapters.weights import WeightKey
@@ -65,6 +66,11 @@ class Objective:
     targets: tuple[Tensor, ...] | None  # per judged output, [fit samples, *shape]
     chosen: tuple[Tensor, ...] | None  # likewise for the choose set
 
+    @property
+    def batch(self) -> Batch:
+        """How many samples run together; fewer once memory ran out."""
+        return Batch.of(self.problem.memo, self.cost.batch)
+
     def outputs(
         self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]
     ) -> list[Tensor]:
@@ -75,12 +81,12 @@ class Objective:
 
     def reference(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run the reference network, batch by batch and without a gradient."""
-        step = self.cost.batch
-        with torch.no_grad():
-            parts = [
-                self.outputs({}, [value[start : start + step] for value in inputs])
-                for start in range(0, len(inputs[0]), step)
-            ]
+
+        def part(start: int, stop: int) -> list[Tensor]:
+            with torch.no_grad():
+                return self.outputs({}, [value[start:stop] for value in inputs])
+
+        parts = list(self.batch.parts(len(inputs[0]), part))
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
     def loss(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
@@ -93,7 +99,7 @@ class Objective:
     def batches(self, size: int | None = None) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Go once through the fit set in order: inputs and reference outputs."""
         fit = self.problem.fit
-        step = size or self.cost.batch
+        step = size or self.batch.size
         for start in range(0, len(fit[0]), step):
             inputs = [value[start : start + step] for value in fit]
             if self.targets is None:
@@ -114,15 +120,16 @@ class Objective:
             inputs: one per graph input, ``[samples, *feed shape]``.
             wanted: what the reference network answers, where that is known.
         """
-        rows = []
-        with torch.no_grad():
-            for start in range(0, len(inputs[0]), self.cost.batch):
-                stop = start + self.cost.batch
-                part = [value[start:stop] for value in inputs]
-                known = wanted and [value[start:stop] for value in wanted]
+
+        def errors(start: int, stop: int) -> Tensor:
+            part = [value[start:stop] for value in inputs]
+            known = wanted and [value[start:stop] for value in wanted]
+            with torch.no_grad():
                 pairs = zip(self.outputs(tensors, part), known or self.reference(part), strict=True)
-                errors = [(a.double() - b.double()).square().flatten(1).sum(1) for a, b in pairs]
-                rows.append(torch.stack(errors, 1).cpu())
+                each = [(a.double() - b.double()).square().flatten(1).sum(1) for a, b in pairs]
+                return torch.stack(each, 1).cpu()
+
+        rows = list(self.batch.parts(len(inputs[0]), errors))
         return self._limited(torch.cat(rows))
 
     def _limited(self, errors: Tensor) -> Measured:
@@ -150,21 +157,30 @@ class Objective:
         wanted = self.chosen and [value[:samples] for value in self.chosen]
         return self.measure(tensors, inputs, wanted)
 
-    def measure_fit(self, tensors: Mapping[WeightKey, Tensor]) -> Measured:
-        """Measure d on the fit set."""
-        return self.measure(tensors, self.problem.fit, self.targets)
+    def measure_fit(
+        self, tensors: Mapping[WeightKey, Tensor], samples: int | None = None
+    ) -> Measured:
+        """Measure d on the fit set, or on its first ``samples``."""
+        inputs = [value[:samples] for value in self.problem.fit]
+        wanted = self.targets and [value[:samples] for value in self.targets]
+        return self.measure(tensors, inputs, wanted)
 
     def gradient(
         self, tensors: Mapping[WeightKey, Tensor], keys: Sequence[WeightKey]
     ) -> tuple[float, dict[WeightKey, Tensor]]:
         """Give d on the whole fit set and its gradient in some of the tensors."""
         leaves = {key: tensors[key].detach().requires_grad_() for key in keys}
-        total, samples = 0.0, len(self.problem.fit[0])
-        for inputs, wanted in self.batches():
-            loss = self.loss(self.outputs({**tensors, **leaves}, inputs), wanted)
-            loss = loss * (len(inputs[0]) / samples)
-            backward(loss)
-            total += float(loss.detach())
+        fit, targets = self.problem.fit, self.targets
+        samples = len(fit[0])
+
+        def loss(start: int, stop: int) -> Tensor:
+            inputs = [value[start:stop] for value in fit]
+            known = targets and [value[start:stop] for value in targets]
+            found = self.outputs({**tensors, **leaves}, inputs)
+            share = (stop - start) / samples
+            return self.loss(found, known or self.reference(inputs)) * share
+
+        total = accumulate(self.batch, list(leaves.values()), samples, loss)
         return total, {key: _grad(leaf) for key, leaf in leaves.items()}
 
 

@@ -7,7 +7,7 @@ function.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from re import fullmatch
@@ -22,8 +22,17 @@ from onnxpress.cost import Cost, full_precision, one_thread_spared
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.problem import Problem, Progress, Tolerance, silent
-from onnxpress.report import Closest, FileSize, Report, SampleCounts, Sizes, layer_rows
+from onnxpress.report import (
+    Closest,
+    CurvePoint,
+    FileSize,
+    Report,
+    SampleCounts,
+    Sizes,
+    layer_rows,
+)
 from onnxpress.samples import Arrays, Samples, count, from_data, from_domains, load_data
+from onnxpress.search import Point
 from onnxpress.state import State
 from onnxpress.step import Step, is_open, matches
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
@@ -157,13 +166,14 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         return judged[-1].excess(tolerance)
 
     with one_thread_spared(), full_precision():
-        hunt(chain, state, problem, look, sparsity=job.sparsity, deadline=deadline)
+        points = hunt(chain, state, problem, look, sparsity=job.sparsity, deadline=deadline)
     last = min(judged, key=lambda one: one.rank)
     size_bytes = None
     if last.judgement.decision.verdict == "within":
         progress("writing", 1.0, str(job.target))
         size_bytes = write(last.patched.model, job.target)
-    return _report(job, model, problem, samples, judged, last, size_bytes is not None, start)
+    report = _report(job, model, problem, samples, judged, last, size_bytes is not None, start)
+    return replace(report, curve=_curve(points, last.candidate.state))
 
 
 @dataclass(frozen=True, eq=False)
@@ -425,6 +435,17 @@ def _report(
         log=last.candidate.state.log,
         notes=_notes(problem, samples, last),
     )
+
+
+def _curve(points: Sequence[Point], chosen: State) -> tuple[CurvePoint, ...]:
+    """Lay out what was tried, the least sparse first."""
+    rows = [
+        CurvePoint(
+            point.state.sparsity, point.fitted, point.distance, point.upper, point.state is chosen
+        )
+        for point in sorted(points, key=lambda point: point.sparsity)
+    ]
+    return tuple(sorted(rows, key=lambda row: row.sparsity))
 
 
 def _notes(problem: Problem, samples: Samples, last: _Judged) -> tuple[str, ...]:

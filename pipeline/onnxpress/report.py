@@ -123,6 +123,30 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """One candidate a search tried; what it moves is in the terms of the tolerance.
+
+    Attributes:
+        sparsity: zeros over all prunable weights, 0 to 1.
+        fitted: its distance on samples it was fitted to.
+        distance: on samples held out from the fit, which the search chose with.
+        upper: a bound on that one.
+        chosen: whether it is the one the report is about.
+    """
+
+    sparsity: float
+    fitted: float
+    distance: float
+    upper: float
+    chosen: bool = False
+
+    def json(self) -> dict[str, Any]:
+        """Give the fields; what is not finite is None."""
+        numbers = {name: _number(getattr(self, name)) for name in ("fitted", "distance", "upper")}
+        return {"sparsity": self.sparsity, **numbers, "chosen": self.chosen}
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a run found and everything needed to run it again.
 
@@ -145,6 +169,7 @@ class Report:
         judged: how many candidates the judge saw.
         closest: the nearest that could be reached, where nothing was within.
         layers: a row per prunable weight.
+        curve: every candidate that was tried, the least sparse first.
         steps: the chain that ran; empty for a mere verification.
         log: a line per event.
         notes: what a reader should know.
@@ -168,6 +193,7 @@ class Report:
     judged: int = 1
     closest: Closest | None = None
     layers: tuple[LayerRow, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
     steps: str = ""
     log: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -190,6 +216,12 @@ class Report:
             return self.notes
         return (*self.notes, f"the file is larger than the original: {new:,} bytes, not {old:,}")
 
+    @property
+    def fitted(self) -> float | None:
+        """The distance on samples the file was fitted to, beside the held-out one."""
+        chosen = [_number(point.fitted) for point in self.curve if point.chosen]
+        return chosen[0] if chosen else None
+
     def text(self) -> str:
         """Write the report for people, in plain text."""
         lines = [self._headline(), ""]
@@ -210,6 +242,8 @@ class Report:
             lines += ["", *aligned([_LAYER_HEAD, *map(_layer_cells, shown)])]
             if len(shown) < len(self.layers):
                 lines.append(f"  and {len(self.layers) - len(shown)} smaller ones")
+        if len(self.curve) > 1:
+            lines += ["", *aligned([_CURVE_HEAD, *self._curve_cells()])]
         lines += [""] * bool(self.remarks) + [f"Note: {remark}." for remark in self.remarks]
         return "\n".join(lines)
 
@@ -228,6 +262,8 @@ class Report:
         facts = [("distance", words(self.decision, self.distance))]
         if not self.distance.nonfinite:
             facts.append(("", f"{absolute:.3g} as a mean squared error, at most {upper:.3g}"))
+        if self.fitted is not None:
+            facts.append(("", f"{self._moved(self.fitted)} on samples it was fitted to"))
         facts.append(("verdict", f"{self.verdict}: {self.decision.reason}"))
         if self.closest is not None:
             facts.append(("closest", self._closest(self.closest)))
@@ -243,15 +279,35 @@ class Report:
             facts.append(("steps", self.steps))
         return facts
 
+    @property
+    def _absolute(self) -> bool:
+        return self.tolerance is not None and self.tolerance.absolute
+
+    def _moved(self, distance: float) -> str:
+        if self._absolute:
+            return f"a mean squared error of {distance:.2g}"
+        return f"{percent(distance)} of the variance"
+
     def _closest(self, closest: Closest) -> str:
-        absolute = self.tolerance is not None and self.tolerance.absolute
-        if absolute:
-            far = f"a mean squared error of {closest.distance:.2g}"
-        else:
-            far = f"{percent(closest.distance)} of the variance"
         return (
-            f"{far} at {percent(closest.sparsity, 3)} zeros was the closest that could be reached"
+            f"{self._moved(closest.distance)} at {percent(closest.sparsity, 3)} zeros was the "
+            "closest that could be reached"
         )
+
+    def _curve_cells(self) -> list[list[str]]:
+        def shown(value: float) -> str:
+            if not isfinite(value):
+                return "-"
+            return f"{value:.3g}" if self._absolute else percent(value, 3)
+
+        return [
+            [
+                percent(point.sparsity, 3),
+                *map(shown, (point.fitted, point.distance, point.upper)),
+                "yes" if point.chosen else "",
+            ]
+            for point in self.curve
+        ]
 
     def _judged_on(self) -> str:
         ran = ", ".join(name.removesuffix("ExecutionProvider") for name in self.providers)
@@ -300,6 +356,7 @@ class Report:
             "distance": {
                 "absolute": _number(self.decision.absolute[0]),
                 "relative": _number(self.decision.relative[0]),
+                "fitted": self.fitted,
                 "per_output": rows,
                 "interval": interval,
                 "flips": self.distance.flips,
@@ -321,6 +378,7 @@ class Report:
             "closest": self.closest
             and {"sparsity": self.closest.sparsity, "distance": _number(self.closest.distance)},
             "layers": [{**vars(row), "shape": list(row.shape)} for row in self.layers],
+            "curve": [point.json() for point in self.curve],
             "steps": self.steps,
             "log": list(self.log),
             "notes": list(self.remarks),
@@ -333,6 +391,7 @@ class Report:
         facts = [(f"<b>{html.escape(label)}</b>", html.escape(f)) for label, f in self._facts()]
         rows = [_OUTPUT_HEAD, *map(_output_cells, self.decision.per_output)]
         weights = [_LAYER_HEAD, *map(_layer_cells, self.layers)]
+        curve = [_CURVE_HEAD, *self._curve_cells()]
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.remarks)
         log = html.escape("\n".join(self.log))
         return (
@@ -343,6 +402,7 @@ class Report:
             + "<h2>Outputs</h2>\n"
             + _table(_escaped(rows), head=True)
             + ("<h2>Weights</h2>\n" + _table(_escaped(weights), head=True) if self.layers else "")
+            + ("<h2>Candidates</h2>\n" + _table(_escaped(curve), head=True) if self.curve else "")
             + (f"<h2>Log</h2>\n<pre>{log}</pre>\n" if log else "")
             + "</body></html>\n"
         )
@@ -429,6 +489,7 @@ def _tolerance(tolerance: Tolerance | None) -> dict[str, Any] | None:
 
 
 _LAYER_HEAD = ["weight", "operator", "shape", "zeros before", "zeros after", "written"]
+_CURVE_HEAD = ["zeros", "on fitted samples", "held out", "at most", "chosen"]
 _OUTPUT_HEAD = ["output", "of its variance", "mean squared", "at most", "allowed", "within"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import exp, inf, isfinite, log
+from math import exp, inf, isfinite, log, nan
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,8 @@ class Point:
         distance: d on the choose set, scaled as the tolerance is (``Objective``).
         upper: a bound on it, ``DEVIATIONS`` standard errors up.
         notes: what a reader of the report should know.
+        fitted: d on samples of the fit set, at most as many as the choose set has; NaN where
+            nobody measured it.
     """
 
     sparsity: float
@@ -46,6 +48,7 @@ class Point:
     distance: float
     upper: float
     notes: tuple[str, ...] = ()
+    fitted: float = nan
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,28 @@ class Search:
         return points
 
     def _try(self, sparsity: float, state: State, problem: Problem) -> Point:
-        objective = objective_of(problem)
-        found = checked(fix(self.step, sparsity), state, problem)
-        measured = objective.measure_choose(found.tensors)
-        value, upper = measured.value, measured.upper(DEVIATIONS)
-        note = f"sparsity {sparsity:.4f}: d {value:.3g}, at most {upper:.3g} on choose"
-        return Point(sparsity, found.noted(note), value, upper if isfinite(upper) else inf)
+        objective_of(problem)  # outputs that are not finite are refused before any work
+        return measured(sparsity, checked(fix(self.step, sparsity), state, problem), problem)
+
+
+def measured(sparsity: float, state: State, problem: Problem) -> Point:
+    """Measure d of a candidate on the choose set and, beside it, on the fit set.
+
+    Args:
+        sparsity: what the candidate was made for.
+        state: the candidate.
+        problem: the samples.
+
+    Raises:
+        StepError: an output of the original model is not finite on the fit set.
+    """
+    objective = objective_of(problem)
+    chosen = objective.measure_choose(state.tensors)
+    fitted = objective.measure_fit(state.tensors, len(problem.choose[0])).value
+    value, upper = chosen.value, chosen.upper(DEVIATIONS)
+    note = f"sparsity {sparsity:.4f}: d {value:.3g}, at most {upper:.3g} on choose"
+    bound = upper if isfinite(upper) else inf
+    return Point(sparsity, state.noted(note), value, bound, fitted=fitted)
 
 
 def tolerance_of(problem: Problem) -> float:

@@ -52,7 +52,9 @@ def test_the_default_chain_is_open() -> None:
 def test_an_accepted_candidate_ends_it() -> None:
     case, judge = plain_case(), Judge([1.0])
     law = power(0.7, 3.5)
-    hunt(Fake(law), case.state, case.problem, judge)
+    tried = hunt(Fake(law), case.state, case.problem, judge)
+    assert judge.seen[0].state in [point.state for point in tried]
+    assert len(tried) > 1
     (sparsity,) = judge.sparsities
     assert law(sparsity) <= 0.009
     assert sparsity > 0.65
@@ -121,9 +123,11 @@ def test_without_a_tolerance_the_sparsity_is_made() -> None:
 def test_fixed_steps_run_as_written() -> None:
     case, judge = plain_case(), Judge([7.0])
     chain = Chain((Magnitude(sparsity=0.5),))
-    hunt(chain, case.state, case.problem, judge)
+    (point,) = hunt(chain, case.state, case.problem, judge)
     (candidate,) = judge.seen
     assert candidate.steps is chain
+    assert point.state is candidate.state
+    assert (point.sparsity, point.fitted > 0) == (0.5, True)
     assert candidate.state.sparsity == 0.5
     with pytest.raises(MisuseError, match="every step of the recipe has its own sparsity; leave"):
         hunt(chain, case.state, case.problem, judge, sparsity=0.5)

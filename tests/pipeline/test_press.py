@@ -99,6 +99,28 @@ def test_within_the_tolerance(job: Job) -> None:
     assert distance == pytest.approx(report.decision.relative[0], rel=0.2)
 
 
+def test_the_curve_has_every_candidate(job: Job) -> None:
+    report = compress(job)
+    assert len(report.curve) > 1
+    sparsities = [point.sparsity for point in report.curve]
+    assert sparsities == sorted(sparsities)
+    assert [line for line in report.log if line.startswith("sparsity 0.")]
+    (chosen,) = (point for point in report.curve if point.chosen)
+    assert chosen.sparsity == report.sparsity
+    assert chosen.distance <= chosen.upper <= 0.9 * 0.2
+    assert report.fitted == chosen.fitted > 0
+    # Both are d of the same network, on inputs of one kind.
+    assert chosen.fitted == pytest.approx(report.decision.relative[0], rel=0.5)
+
+
+@pytest.mark.parametrize("tolerance", [None, "500%"])
+def test_one_candidate_is_a_curve_of_one(job: Job, tolerance: str | None) -> None:
+    report = compress(replace(job, recipe=HALF, tolerance=tolerance))
+    (point,) = report.curve
+    assert (point.sparsity, point.chosen) == (0.5, True)
+    assert 0 < point.fitted < point.upper
+
+
 def test_outside_the_tolerance(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     job = replace(job, tolerance="0.001%", sparsity=0.9, out=out)
@@ -325,6 +347,8 @@ def test_a_model_that_answers_nan(job: Job) -> None:
         compress(job)
     report = compress(replace(job, recipe=HALF, tolerance=None))
     assert (report.verdict, report.exit_code, report.out) == ("nonfinite", 3, None)
+    assert report.notes[0].startswith("its distance was not measured: output 'y' of the original")
+    assert (report.json()["curve"][0]["distance"], report.fitted) == (None, None)
     assert not job.target.exists()
     assert "NaN or infinity" in report.text()
     assert report.json()["distance"]["relative"] is None

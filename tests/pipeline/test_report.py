@@ -16,6 +16,7 @@ from onnxpress import __version__
 from onnxpress.problem import Tolerance
 from onnxpress.report import (
     Closest,
+    CurvePoint,
     FileSize,
     LayerRow,
     SampleCounts,
@@ -117,6 +118,54 @@ def test_the_json_has_what_was_promised() -> None:
     }
     assert read["tolerance"] == {"value": 0.01, "absolute": False, "outputs": {}, "flips": None}
     assert read["layers"][0]["shape"] == [16, 32]
+
+
+CURVE = (
+    CurvePoint(0.6, 0.001, 0.002, 0.0025),
+    CurvePoint(0.75, 0.003, 0.0061, 0.0072, chosen=True),
+    CurvePoint(0.9, float("nan"), 0.5, float("inf")),
+)
+
+
+def test_the_curve_has_the_fitted_figure_beside_every_held_out_one() -> None:
+    report = made(0.0064, curve=CURVE)
+    lines = report.text().splitlines()
+    assert lines[-4:] == [
+        "  zeros  on fitted samples  held out  at most  chosen",
+        "  60 %   0.1 %              0.2 %     0.25 %",
+        "  75 %   0.3 %              0.61 %    0.72 %   yes",
+        "  90 %   -                  50 %      -",
+    ]
+    assert "             0.3 % of the variance on samples it was fitted to" in lines
+    read = json.loads(json.dumps(report.json(), allow_nan=False))
+    assert read["distance"]["fitted"] == 0.003
+    assert read["curve"] == [
+        {"sparsity": s, "fitted": f, "distance": d, "upper": u, "chosen": c}
+        for s, f, d, u, c in (
+            (0.6, 0.001, 0.002, 0.0025, False),
+            (0.75, 0.003, 0.0061, 0.0072, True),
+            (0.9, None, 0.5, None, False),
+        )
+    ]
+    page = Page()
+    page.feed(report.html())
+    page.close()
+    assert page.words.count("0.61 %") == 1
+    assert "Candidates" in page.words
+
+
+def test_the_curve_speaks_the_tolerances_language() -> None:
+    text = made(0.0064, tolerance="0.01", curve=CURVE).text()
+    assert "  75 %   0.003              0.0061    0.0072   yes" in text
+    assert "a mean squared error of 0.003 on samples it was fitted to" in text
+
+
+def test_a_single_candidate_is_no_curve_in_the_text() -> None:
+    report = made(curve=CURVE[1:2])
+    assert "on fitted samples" not in report.text()
+    assert len(report.json()["curve"]) == 1
+    assert made().json()["distance"]["fitted"] is None
+    assert made().json()["curve"] == []
 
 
 def test_json_stays_json_when_the_outputs_are_not_finite() -> None:

@@ -162,6 +162,10 @@ def test_the_upper_bound_decides_not_the_mean() -> None:
     assert best.distance < best.upper <= 0.045
     measured = objective_of(problem).measure_choose(best.state.tensors)
     assert (best.distance, best.upper) == (measured.value, measured.upper(1.645))
+    first = [value[:12] for value in problem.fit]
+    assert best.fitted == pytest.approx(
+        objective_of(problem).measure(best.state.tensors, first).value, rel=1e-6
+    )
     line = f"sparsity {best.sparsity:.4f}: d {best.distance:.3g}, at most {best.upper:.3g} "
     assert best.state.log[-1] == line + "on choose"
 
