@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import torch
 
+from onnxpress.memory import Batch
 from onnxpress.storage import stored
 from onnxpress_adapters.errors import OnnxpressError, SparsityError, StepError
 from onnxpress_adapters.weights import Dense, WeightKey
@@ -103,7 +104,7 @@ def checked(step: Step, state: State, problem: Problem) -> State:
         StepError: it lost or invented weights, touched one that was not free, left something other
             than exact zeros outside a support, or returned values that are not finite.
     """
-    after = step(state, problem)
+    after = _remarked(step(state, problem), problem)
     if after.weights.keys() != state.weights.keys() or after.extras.keys() != state.extras.keys():
         raise StepError(f"{step} lost or invented weights")
     for key, form in after.weights.items():
@@ -116,6 +117,13 @@ def checked(step: Step, state: State, problem: Problem) -> State:
         if values is not state.extras[key] and not bool(torch.isfinite(values).all()):
             raise StepError(f"{step} left values in '{key}' that are not finite")
     return stored(after, state, problem)
+
+
+def _remarked(state: State, problem: Problem) -> State:
+    """Say in the log, once, that memory ran out."""
+    batch = problem.memo.get("batch")
+    note = batch.note if isinstance(batch, Batch) else None
+    return state if note is None or note in state.log else state.noted(note)
 
 
 def _check_form(key: WeightKey, form: Dense, step: Step) -> None:
