@@ -8,12 +8,19 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from onnxpress.objective import Objective, backward
+from onnxpress.memory import accumulate
+from onnxpress.objective import Objective
 from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.weights import WeightKey
 
 HESSIAN_COLUMNS = 40_000
 """Columns a second moment is averaged over, at most; ten times its width if that is more."""
+
+DIAGONAL_UNITS = 2.0
+"""Work that may go into one diagonal beyond the draws asked for."""
+
+MOST_DRAWS = 256
+"""Draws that are enough: each entry is then known to about 9 %."""
 
 
 def layer_hessians(
@@ -44,23 +51,25 @@ def layer_hessians(
     sums: dict[WeightKey, Tensor] = {}
     counts: dict[WeightKey, int] = {}
     weights = {**problem.reference, **tensors}
-    step = objective.cost.batch
-    with torch.no_grad():
-        for start in range(0, samples, step):
-            part = [value[start : start + step] for value in problem.fit]
-            share = len(part[0]) / samples
+
+    def met(start: int, stop: int) -> tuple[float, tuple[tuple[Tensor, ...], ...]]:
+        part = [value[start:stop] for value in problem.fit]
+        with torch.no_grad():
             trace = problem.network.batching.run(
                 problem.network, weights, part, [site for _, site, _ in sites]
             )
-            for (layer, _, node), calls in zip(sites, trace.watched, strict=True):
-                limit = int(max(HESSIAN_COLUMNS, 10 * layer.columns) * share) + 1
-                for value in calls:
-                    columns = layer.columns_of(value, limit // len(calls) + 1, node)
-                    columns = columns.to(problem.reference[layer.key].dtype)
-                    moment = columns.transpose(1, 2) @ columns
-                    known = sums.get(layer.key)
-                    sums[layer.key] = moment if known is None else known + moment
-                    counts[layer.key] = counts.get(layer.key, 0) + columns.shape[1]
+        return (stop - start) / samples, trace.watched
+
+    for share, watched in objective.batch.parts(samples, met):
+        for (layer, _, node), calls in zip(sites, watched, strict=True):
+            limit = int(max(HESSIAN_COLUMNS, 10 * layer.columns) * share) + 1
+            for value in calls:
+                columns = layer.columns_of(value, limit // len(calls) + 1, node)
+                columns = columns.to(problem.reference[layer.key].dtype)
+                moment = columns.transpose(1, 2) @ columns
+                known = sums.get(layer.key)
+                sums[layer.key] = moment if known is None else known + moment
+                counts[layer.key] = counts.get(layer.key, 0) + columns.shape[1]
     return {key: total / counts[key] for key, total in sums.items()}
 
 
@@ -73,14 +82,18 @@ def gauss_newton(
 ) -> dict[WeightKey, Tensor]:
     """Estimate the diagonal of the Gauss-Newton matrix of d: h_j = E sum_k ‖∂F_k/∂w_j‖² / s_k.
 
-    A random sign per sample and output entry turns one backward pass over a batch into an unbiased
-    draw of the whole diagonal (Hutchinson); draws go round the fit set, every sample as often.
+    A random sign per sample and output entry turns one backward pass over a few samples into an
+    unbiased draw of the whole diagonal (Hutchinson). What one draw says of an entry spreads as
+    widely as its value, however many samples share the signs: so many draws on few samples each
+    beat few draws on many. Draws go round the fit set in a random order, every sample as often,
+    give or take one.
 
     Args:
         objective: d and its scales.
         tensors: the weights to linearise at, laid over the reference.
         keys: the weights wanted.
-        draws: how many backward passes to average.
+        draws: how many backward passes to average, at least; up to ``MOST_DRAWS`` where
+            ``DIAGONAL_UNITS`` of work pay for them.
         generator: source of the signs.
 
     Returns:
@@ -89,24 +102,53 @@ def gauss_newton(
     Source:
         Hutchinson 1990; the diagonal Gauss-Newton of LeCun, Denker, Solla 1989, section 3.
     """
-    problem = objective.problem
+    problem, cost = objective.problem, objective.cost
     samples = len(problem.fit[0])
-    size = min(objective.cost.batch, samples)
+    size = cost.draw_size(samples)
+    draws = max(draws, min(MOST_DRAWS, cost.steps(DIAGONAL_UNITS, size)))
+    order = torch.randperm(samples, generator=generator).to(problem.device)
     totals = {key: torch.zeros_like(tensors[key]) for key in keys}
     for draw in range(draws):
-        places = torch.arange(draw * size, (draw + 1) * size, device=problem.device) % samples
-        part = [value[places] for value in problem.fit]
+        places = order[torch.arange(draw * size, (draw + 1) * size, device=order.device) % samples]
         leaves = {key: tensors[key].detach().requires_grad_() for key in keys}
-        outputs = objective.outputs({**tensors, **leaves}, part)
-        total = outputs[0].new_zeros(())
-        for value, scale in zip(outputs, objective.scales.tolist(), strict=True):
-            signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
-            total = total + (value * signs).sum() / (len(value) * scale) ** 0.5
-        backward(total)
+        signs: list[Tensor] = []
+
+        def signed(
+            start: int,
+            stop: int,
+            places: Tensor = places,
+            leaves: dict[WeightKey, Tensor] = leaves,
+            signs: list[Tensor] = signs,
+        ) -> Tensor:
+            part = [value[places[start:stop]] for value in problem.fit]
+            outputs = objective.outputs({**tensors, **leaves}, part)
+            if not signs:  # for the whole draw at once, so that halves of it add up to the same
+                shapes = [(size, *value.shape[1:]) for value in outputs]
+                signs += [
+                    torch.randint(0, 2, shape, generator=generator) * 2 - 1 for shape in shapes
+                ]
+            total = outputs[0].new_zeros(())
+            for value, sign, scale in zip(outputs, signs, objective.scales.tolist(), strict=True):
+                total = total + (value * sign[start:stop].to(value)).sum() / (size * scale) ** 0.5
+            return total
+
+        accumulate(objective.batch, list(leaves.values()), size, signed)
         for key, leaf in leaves.items():
             if leaf.grad is not None:
                 totals[key] += leaf.grad.square() / draws
     return totals
+
+
+def predicted_rise(values: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
+    """Predict what d gains when each entry, alone, becomes zero: -w·g + w²·h, all of one shape.
+
+    The linear term is no luxury: away from a minimum of d (pruned and not repaired) the order of
+    the squares alone has little to do with the true one.
+
+    Source:
+        LeCun, Denker, Solla 1989, equation 2, kept to second order; FACTS section 4.
+    """
+    return values * (values * curvature - gradient)
 
 
 def largest_curvature(

@@ -107,6 +107,7 @@ def test_many_draws_come_close_to_the_jacobian(name: str) -> None:
 
 def test_draws_cycle_through_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxpress.cost.LARGEST_BATCH", 1)
+    monkeypatch.setattr(module, "MOST_DRAWS", 2)
     inputs = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]])
     case = case_of(linear_model(np.array([[1.0], [1.0]])), [inputs])
     objective = objective_of(case.problem)
