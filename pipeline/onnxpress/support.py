@@ -5,12 +5,15 @@ Pure functions on scores. A score says what an entry is worth; the projection ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from onnxpress.pattern import Pattern
 from onnxpress_adapters.errors import SparsityError
+from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.weights import Dense, WeightKey
 
 
@@ -70,6 +73,118 @@ def keep_largest_overall(scores: Mapping[WeightKey, Tensor], count: int) -> dict
         key: part.reshape(value.shape)
         for (key, value), part in zip(scores.items(), parts, strict=True)
     }
+
+
+def keep_patterned(
+    scores: Mapping[WeightKey, Tensor],
+    count: int,
+    pattern: Pattern,
+    layers: Mapping[WeightKey, Layer],
+) -> dict[WeightKey, Tensor]:
+    """Mark the best entries over several tensors that a pattern lets stay together.
+
+    Units leave whole: blocks of the pattern, or single entries. A unit counts what its entries'
+    scores add up to, by its entries, so that the smaller ones at an edge are no cheaper. Units stay
+    in that order, ties in the order of the matrices, until the first that does not fit; so the
+    supports of all counts are nested, and fewer entries than ``count`` may stay.
+
+    Args:
+        scores: key to real ``[...]`` in the shape of the weight, all on one device, larger is kept
+            longer; infinite ones always.
+        count: how many entries to keep over all tensors, at most.
+        pattern: of each layer's matrix.
+        layers: key to the matrix view; a weight without one keeps single entries.
+
+    Raises:
+        SparsityError: ``count`` is out of range.
+    """
+    if pattern.is_free:
+        return keep_largest_overall(scores, count)
+    if pattern.most:
+        allowed = {
+            key: _through(value, layers[key], pattern.allowed)
+            if key in layers
+            else torch.ones_like(value, dtype=torch.bool)
+            for key, value in scores.items()
+        }
+        limited = {key: torch.where(allowed[key], scores[key], -torch.inf) for key in scores}
+        most = sum(int(mask.sum()) for mask in allowed.values())
+        kept = keep_largest_overall(limited, min(count, most))
+        return {key: mask & allowed[key] for key, mask in kept.items()}
+    return _keep_blocks(scores, count, pattern, layers)
+
+
+def unpatterned(
+    keys: Iterable[WeightKey], pattern: Pattern, layers: Mapping[WeightKey, Layer]
+) -> str:
+    """Name the weights a pattern does not reach, in one line; empty where it reaches all."""
+    names = [] if pattern.is_free else [str(key) for key in sorted(keys) if key not in layers]
+    return f"the pattern does not hold for {', '.join(names)}: no matrix view" if names else ""
+
+
+def _through(value: Tensor, layer: Layer, projected: Callable[[Tensor], Tensor]) -> Tensor:
+    """Project scores of a weight's shape in the layer's matrix and bring the mask back."""
+    places = layer.matrix(torch.arange(value.numel(), device=value.device).reshape(value.shape))
+    mask = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
+    mask[places.reshape(-1)] = projected(value.reshape(-1)[places]).reshape(-1)
+    return mask.reshape(value.shape)
+
+
+def _keep_blocks(
+    scores: Mapping[WeightKey, Tensor],
+    count: int,
+    pattern: Pattern,
+    layers: Mapping[WeightKey, Layer],
+) -> dict[WeightKey, Tensor]:
+    """Keep whole blocks, the best by entry, until one does not fit."""
+    entries = sum(value.numel() for value in scores.values())
+    if not 0 <= count <= entries:
+        raise SparsityError(
+            f"cannot keep {count} of {entries} entries; a sparsity lies between 0 and 1"
+        )
+    if not scores:
+        return {}
+    worth, sizes = [], []
+    for key, value in scores.items():
+        if key in layers:
+            matrix = _seen(value, layers[key])
+            size = pattern.pooled(torch.ones_like(matrix))
+            worth.append((pattern.pooled(matrix) / size).reshape(-1))
+            sizes.append(size.reshape(-1).long())
+        else:
+            worth.append(value.detach().reshape(-1).double())
+            sizes.append(torch.ones_like(worth[-1], dtype=torch.long))
+    order = torch.cat(worth).sort(descending=True, stable=True).indices
+    fits = torch.cat(sizes)[order].cumsum(0) <= count
+    kept = torch.empty_like(fits)
+    kept[order] = fits
+    supports = {}
+    parts = kept.split([part.numel() for part in worth])
+    for (key, value), part in zip(scores.items(), parts, strict=True):
+        if key in layers:
+            supports[key] = _through(value, layers[key], partial(_spread, part, pattern))
+        else:
+            supports[key] = part.reshape(value.shape)
+    return supports
+
+
+def _seen(value: Tensor, layer: Layer) -> Tensor:
+    """See scores as the layer's matrix; unlike values they are not scaled on the way."""
+    places = layer.matrix(torch.arange(value.numel(), device=value.device).reshape(value.shape))
+    return value.detach().reshape(-1)[places]
+
+
+def _spread(blocks: Tensor, pattern: Pattern, matrix: Tensor) -> Tensor:
+    groups, rows, columns = matrix.shape
+    down = -(-rows // pattern.rows)
+    return pattern.spread(blocks.reshape(groups, down, -1), rows, columns)
+
+
+def touched(support: Tensor, pattern: Pattern, layer: Layer | None) -> Tensor:
+    """Mark the entries whose unit has any entry of a support, in the weight's shape."""
+    if layer is None or not pattern.is_blocked:
+        return support
+    return _through(support, layer, pattern.touched)
 
 
 def cut(values: Tensor, support: Tensor) -> Dense:

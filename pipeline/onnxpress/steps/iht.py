@@ -11,8 +11,9 @@ from torch import Tensor
 
 from onnxpress.curvature import gauss_newton, largest_curvature
 from onnxpress.objective import Objective, objective_of
+from onnxpress.pattern import Pattern
 from onnxpress.step import target_count
-from onnxpress.support import cut, keep_largest_overall
+from onnxpress.support import cut, keep_patterned
 from onnxpress_adapters.errors import StepError
 from onnxpress_adapters.weights import WeightKey
 
@@ -49,6 +50,8 @@ class Iht:
         work: units of work (about seconds of one core) at effort 1; ends the rounds earlier.
         metric: ``gauss-newton``, the diagonal of d's Gauss-Newton matrix at the first point, or
             ``euclidean``, the paper's.
+        pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``, ``rows:32``
+            (``Pattern.parse``); H_s then projects onto supports of that pattern.
 
     Source:
         seeds/learning_sparse_network_iht.txt, Algorithm 1 and section III (restricted smoothness);
@@ -61,6 +64,11 @@ class Iht:
     rounds: int = 100
     work: float = 20.0
     metric: Literal["gauss-newton", "euclidean"] = "gauss-newton"
+    pattern: str = "none"
+
+    def __post_init__(self) -> None:
+        """Refuse a pattern that is none."""
+        Pattern.parse(self.pattern)
 
     def at(self, sparsity: float) -> Iht:
         """Give the same step with its sparsity fixed."""
@@ -71,7 +79,8 @@ class Iht:
         if self.sparsity is None:
             raise StepError(f"{self} has no sparsity: give it one, or put it in a search")
         objective = objective_of(problem)
-        descent = _Descent(objective, state, target_count(state, self.sparsity), self.metric)
+        count, pattern = target_count(state, self.sparsity), Pattern.parse(self.pattern)
+        descent = _Descent(objective, state, count, self.metric, pattern)
         rounds = min(self.rounds, objective.cost.steps(self.work, len(problem.fit[0])))
         return descent.run(rounds)
 
@@ -85,10 +94,13 @@ class _Descent:
         state: State,
         count: int,
         metric: Literal["gauss-newton", "euclidean"],
+        pattern: Pattern,
     ) -> None:
         self.objective = objective
         self.state = state
         self.count = count
+        self.pattern = pattern
+        self.layers = {layer.key: layer for layer in objective.problem.network.layers}
         self.keys = sorted(state.free)
         self.start = {key: state.weights[key].values for key in self.keys}
         self.root = self._root(metric)
@@ -107,7 +119,9 @@ class _Descent:
     def project(self, point: Point) -> Point:
         """Keep the ``count`` entries with the largest m·θ²; H_s in the metric."""
         scores = {key: (point[key] * self.root[key]).abs() for key in self.keys}
-        supports = keep_largest_overall(scores, self.count)
+        if self.pattern.is_blocked:  # the squares of a block add up
+            scores = {key: score.square() for key, score in scores.items()}
+        supports = keep_patterned(scores, self.count, self.pattern, self.layers)
         return {key: cut(point[key], supports[key]).values for key in self.keys}
 
     def laid(self, point: Mapping[WeightKey, Tensor]) -> dict[WeightKey, Tensor]:
