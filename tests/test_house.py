@@ -94,7 +94,9 @@ def test_import_onnxpress_loads_neither_torch_nor_onnxruntime() -> None:
     assert loaded_after("import onnxpress").isdisjoint({"torch", "onnxruntime"})
 
 
-@pytest.mark.parametrize("words", [[], ["compress"], ["verify"], ["inspect"], ["run"], ["densify"]])
+@pytest.mark.parametrize(
+    "words", [[], ["compress"], ["verify"], ["inspect"], ["run"], ["densify"], ["pick"]]
+)
 def test_help_loads_neither_torch_nor_onnxruntime(words: list[str]) -> None:
     code = (
         "from onnxpress.cli import main\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -30,7 +30,7 @@ from onnxpress_adapters.walk import (
 from onnxpress_exporters.sparse import can_be_smaller, is_smaller, to_sparse, why_not_sparse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from onnx import GraphProto, NodeProto, SparseTensorProto
@@ -303,6 +303,22 @@ def write(model: ModelProto, path: Path) -> int:
         check(model)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the patched model is unsound: {str(error).splitlines()[0]}") from error
+    with in_place_of(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
+    return len(data)
+
+
+@contextmanager
+def in_place_of(path: Path) -> Iterator[Path]:
+    """Give a new file in the same folder, which takes the name once it is written and on disk.
+
+    Args:
+        path: of the file to write; an older one is replaced. A symbolic link is followed.
+
+    Raises:
+        ExportError: the folder is missing or cannot be written to. No partial file stays and an
+            older file is untouched.
+    """
     target = path.resolve()
     folder = target.parent
     if not folder.is_dir():
@@ -313,15 +329,13 @@ def write(model: ModelProto, path: Path) -> int:
     try:
         with ExitStack() as stack:
             stack.callback(temporary.unlink, missing_ok=True)  # runs on Ctrl-C as well
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
+            yield temporary
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, target)  # noqa: PTH105  (what tests let fail)
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
     _sync_folder(folder)
-    return len(data)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan
 from typing import TYPE_CHECKING
@@ -46,6 +46,12 @@ def default_chain() -> Chain:
     return Chain((Greedy(), Repair()))
 
 
+BEYOND = (2.0, 4.0)
+"""Multiples of the tolerance a kept curve reaches to."""
+
+FURTHER = 2
+"""Candidates tried for each of them, at most."""
+
 Judge = Callable[[Candidate], float]
 """Gives the judge's bound as a share of what is allowed: 1 or less is within."""
 
@@ -58,6 +64,7 @@ def hunt(
     *,
     sparsity: float | None = None,
     deadline: float | None = None,
+    beyond: Sequence[float] = (),
 ) -> list[Point]:
     """Run a chain and show candidates to the judge, until one is within or enough were seen.
 
@@ -68,6 +75,8 @@ def hunt(
         judge: called at least once, at most ``MOST_JUDGED`` times.
         sparsity: zeros over all prunable weights; the least to accept where there is a tolerance.
         deadline: a moment of ``time.monotonic`` after which no candidate is begun.
+        beyond: multiples of the tolerance to try candidates for as well, when the judge has seen
+            enough; they are not judged.
 
     Returns:
         Every candidate that was tried, judged or not.
@@ -86,7 +95,8 @@ def hunt(
     floor = 0.0 if sparsity is None else over_free(state, sparsity)
     if problem.tolerance is None:
         return [_alone(fix(chain, floor), floor, state, problem, judge)]
-    search = Search(chain, floor=floor, margin=margin_of(problem.related), deadline=deadline)
+    margin = margin_of(problem.related)
+    first = search = Search(chain, floor=floor, margin=margin, deadline=deadline)
     points: list[Point] = []
     seen: list[State] = []
     for _ in range(MOST_JUDGED):
@@ -96,12 +106,21 @@ def hunt(
             break  # nothing better was found: a second look at the same would say the same
         seen.append(best.state)
         excess = judge(Candidate(best.state, fix(chain, best.sparsity), best.notes))
-        interrupted = bool(best.notes)
-        if excess <= 1 or best.sparsity <= floor or interrupted:
+        if best.notes:  # interrupted
+            return points
+        if excess <= 1 or best.sparsity <= floor:
             break
         # The judge saw more than the choose set did: ask that set for as much less.
         share = best.upper / tolerance_of(problem) * min(0.8, max(0.25, 0.8 / excess))
         search = replace(search, margin=min(search.margin, share), rounds=AGAIN)
+    for factor in beyond:
+        wider = replace(first, margin=margin * factor, rounds=FURTHER)
+        try:
+            points = wider.points(state, problem, points)
+        except KeyboardInterrupt:
+            break  # the verdict is there already
+        if any(point.notes for point in points):  # interrupted with a candidate within this limit
+            break
     return points
 
 

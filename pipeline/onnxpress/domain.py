@@ -243,7 +243,7 @@ def call_line(specs: Sequence[InputSpec], *files: str, command: str = "compress"
     Args:
         specs: the inputs of the model.
         files: what the call names, the model first.
-        command: ``compress`` or ``verify``.
+        command: ``compress``, ``verify`` or ``pick``.
     """
     words = ["onnxpress", command, *files, "--tolerance", "1%"]
     for spec in specs:

@@ -17,33 +17,33 @@ from typing import TYPE_CHECKING
 import torch
 from onnx import numpy_helper
 
-from onnxpress.candidates import Candidate, default_chain, hunt
+from onnxpress.candidates import BEYOND, Candidate, default_chain, hunt
 from onnxpress.cost import Cost, full_precision, one_thread_spared
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.problem import Problem, Progress, Tolerance, silent
-from onnxpress.report import (
-    Closest,
-    CurvePoint,
-    FileSize,
-    Report,
-    SampleCounts,
-    Sizes,
-    layer_rows,
+from onnxpress.report import Closest, CurvePoint, Report, SampleCounts, weigh
+from onnxpress.samples import (
+    Arrays,
+    Samples,
+    count,
+    from_data,
+    from_domains,
+    labels_of,
+    load_data,
 )
-from onnxpress.samples import Arrays, Samples, count, from_data, from_domains, load_data
 from onnxpress.search import Point
 from onnxpress.state import State
 from onnxpress.step import Step, is_open, matches
+from onnxpress.trace import Origin, digest_of, save_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
 from onnxpress_adapters.errors import AdapterError, MisuseError
 from onnxpress_adapters.extras import extras
 from onnxpress_adapters.network import import_network
-from onnxpress_adapters.prunable import count_zeros, prunable
+from onnxpress_adapters.prunable import prunable
 from onnxpress_adapters.read import read_model
 from onnxpress_adapters.specs import InputSpec, check_plain, specs
 from onnxpress_adapters.weights import Dense, WeightKey
-from onnxpress_exporters.densify import densify
 from onnxpress_exporters.write import Form, Patched, patch, write
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Job:
         effort: ``quick``, ``default`` or ``best``.
         time: after which nothing new is begun, such as ``10m``; the result then depends on the
             machine.
+        trace: where to keep every candidate that was tried, for ``pick``.
         seed: the only source of chance.
     """
 
@@ -110,6 +111,7 @@ class Job:
     embeddings: bool = False
     effort: str = "default"
     time: str | None = None
+    trace: Path | None = None
     seed: int = 0
 
     @property
@@ -166,14 +168,32 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         return judged[-1].excess(tolerance)
 
     with one_thread_spared(), full_precision():
-        points = hunt(chain, state, problem, look, sparsity=job.sparsity, deadline=deadline)
-    last = min(judged, key=lambda one: one.rank)
+        points = hunt(
+            chain,
+            state,
+            problem,
+            look,
+            sparsity=job.sparsity,
+            deadline=deadline,
+            beyond=() if job.trace is None else BEYOND,
+        )
+    last = min(judged, key=lambda one: one.judgement.rank)
     size_bytes = None
     if last.judgement.decision.verdict == "within":
         progress("writing", 1.0, str(job.target))
         size_bytes = write(last.patched.model, job.target)
+    notes = []
+    if job.trace is not None:
+        origin = _origin(job, model, problem, samples, state, chain)
+        seen = [label for part in (samples.fit, samples.choose) for label in labels_of(part)]
+        taken = save_trace(
+            job.trace, origin, chain, points, problem.reference, seen if problem.related else ()
+        )
+        many = "1 candidate" if len(points) == 1 else f"{len(points)} candidates"
+        notes.append(f"{job.trace} keeps {many} for `onnxpress pick` ({taken:,} bytes)")
     report = _report(job, model, problem, samples, judged, last, size_bytes is not None, start)
-    return replace(report, curve=_curve(points, last.candidate.state))
+    curve = _curve(points, last.candidate.state)
+    return replace(report, curve=curve, notes=(*report.notes, *notes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,12 +203,6 @@ class _Judged:
     candidate: Candidate
     patched: Patched
     judgement: Judgement
-
-    @property
-    def rank(self) -> tuple[bool, float]:
-        """Order: within the tolerance first, then the nearest."""
-        decision = self.judgement.decision
-        return decision.verdict != "within", decision.relative[1]
 
     def excess(self, tolerance: Tolerance | None) -> float:
         """Give the judge's bound as a share of what is allowed, the worst of them."""
@@ -211,8 +225,14 @@ def _check(job: Job) -> None:
         raise MisuseError(f"a sparsity lies between 0 and 1, not at {job.sparsity:g}")
     if job.target.exists() and job.model.exists() and job.target.samefile(job.model):
         raise MisuseError(f"{job.target} would be written over the original; name another file")
-    if not job.target.parent.is_dir():
-        raise MisuseError(f"there is no folder {job.target.parent} to write to; make it first")
+    for file in (job.target, job.trace or job.target):
+        if not file.parent.is_dir():
+            raise MisuseError(f"there is no folder {file.parent} to write to; make it first")
+    if job.trace is not None:
+        if job.trace.is_dir():
+            raise MisuseError(f"cannot write {job.trace}: it is a folder; name a file in it")
+        if job.trace.resolve() in (job.model.resolve(), job.target.resolve()):
+            raise MisuseError(f"{job.trace} is the name of a model; give the trace another")
 
 
 def _seconds(text: str) -> float:
@@ -402,10 +422,7 @@ def _report(
     written: bool,
     start: float,
 ) -> Report:
-    plain = densify(last.patched.model)
-    zeros, elements = count_zeros(plain, tables=job.embeddings)
-    zeros_before, elements_before = count_zeros(model, tables=job.embeddings)
-    pressed = FileSize.of(last.patched.model.SerializeToString())
+    outcome = weigh(job.model, model, last.patched, tables=job.embeddings)
     absolute = problem.tolerance is not None and problem.tolerance.absolute
     decision = last.judgement.decision
     closest = None
@@ -419,9 +436,7 @@ def _report(
         decision=decision,
         distance=last.judgement.distance,
         tolerance=problem.tolerance,
-        sparsity=zeros / elements if elements else 0.0,
-        original_sparsity=zeros_before / elements_before if elements_before else 0.0,
-        sizes=Sizes(FileSize.of(job.model), pressed),
+        **outcome._asdict(),
         seconds=monotonic() - start,
         seed=job.seed,
         device=str(problem.device),
@@ -430,10 +445,30 @@ def _report(
         batching=problem.network.batching.mode,
         judged=len(judged),
         closest=closest,
-        layers=layer_rows(model, plain, last.patched.forms, tables=job.embeddings),
         steps=str(last.candidate.steps),
         log=last.candidate.state.log,
         notes=_notes(problem, samples, last),
+    )
+
+
+def _origin(
+    job: Job, model: ModelProto, problem: Problem, samples: Samples, state: State, chain: Step
+) -> Origin:
+    """Say what identifies the run."""
+    return Origin(
+        model=str(job.model.resolve()),
+        digest=digest_of(model),
+        steps=str(chain),
+        seed=job.seed,
+        effort=job.effort,
+        tolerance=job.tolerance,
+        output=job.output,
+        flips=job.flips,
+        embeddings=job.embeddings,
+        related=problem.related,
+        sequence=job.sequence,
+        samples=(len(problem.fit[0]), len(problem.choose[0])),
+        free=tuple(sorted(state.free)),
     )
 
 

@@ -8,15 +8,16 @@ import zlib
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxpress import __version__
 from onnxpress.verdict import CONFIDENCE, Decision, OutputRow, Verdict, percent, words
-from onnxpress_adapters.prunable import Prunable, prunable
+from onnxpress_adapters.prunable import Prunable, count_zeros, prunable
 from onnxpress_adapters.tensors import every_tensor
+from onnxpress_exporters.densify import densify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from onnxpress.problem import Tolerance
     from onnxpress_adapters.distance import Distance
     from onnxpress_adapters.weights import WeightKey
+    from onnxpress_exporters.write import Patched
 
 GZIP_LEVEL = 6
 GZIP_FORMAT = 31  # zlib's word for a gzip header around the largest window
@@ -406,6 +408,35 @@ class Report:
             + (f"<h2>Log</h2>\n<pre>{log}</pre>\n" if log else "")
             + "</body></html>\n"
         )
+
+
+class Outcome(NamedTuple):
+    """What patching made of a model: fields of ``Report``."""
+
+    sparsity: float
+    original_sparsity: float
+    sizes: Sizes
+    layers: tuple[LayerRow, ...]
+
+
+def weigh(path: Path, original: ModelProto, patched: Patched, *, tables: bool = False) -> Outcome:
+    """Count the zeros and bytes of a model and of what was made of it.
+
+    Args:
+        path: of the original.
+        original: as ``read_model`` gives it.
+        patched: with other constants.
+        tables: whether the tables of Gather count as prunable.
+    """
+    plain = densify(patched.model)
+    zeros, elements = count_zeros(plain, tables=tables)
+    zeros_before, elements_before = count_zeros(original, tables=tables)
+    return Outcome(
+        zeros / elements if elements else 0.0,
+        zeros_before / elements_before if elements_before else 0.0,
+        Sizes(FileSize.of(path), FileSize.of(patched.model.SerializeToString())),
+        layer_rows(original, plain, patched.forms, tables=tables),
+    )
 
 
 def layer_rows(

@@ -90,8 +90,8 @@ def from_data(
     Raises:
         MisuseError: too few different samples, or the seed is negative.
     """
-    labels = _labels(arrays)
-    theirs = [] if judge is None else _labels(judge)
+    labels = labels_of(arrays)
+    theirs = [] if judge is None else labels_of(judge)
     seen = set(theirs)
     duplicates = len(labels) + len(theirs) - len({*labels, *seen})
     kept = np.flatnonzero([label not in seen for label in labels])
@@ -157,8 +157,8 @@ def _generator(seed: int, place: int) -> np.random.Generator:
     return np.random.default_rng([seed, place])
 
 
-def _labels(arrays: Arrays) -> list[bytes]:
-    """Give each sample a label that two samples share only where all their bytes are equal."""
+def labels_of(arrays: Arrays) -> list[bytes]:
+    """Give each sample 16 bytes that two samples share only where all their bytes are equal."""
     labels = []
     for place in range(count(arrays)):
         digest = hashlib.blake2b(digest_size=16)

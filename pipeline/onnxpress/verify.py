@@ -49,6 +49,11 @@ class Judgement(NamedTuple):
     decision: Decision
     providers: tuple[str, ...]
 
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Order: within the tolerance first, then the nearest."""
+        return self.decision.verdict != "within", self.decision.relative[1]
+
 
 @dataclass(frozen=True)
 class VerifyJob:

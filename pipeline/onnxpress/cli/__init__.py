@@ -12,6 +12,7 @@ from onnxpress.cli.compress import compress_command, run_command
 from onnxpress.cli.densify import densify_command
 from onnxpress.cli.friendly import Friendly
 from onnxpress.cli.inspect import inspect_command
+from onnxpress.cli.pick import pick_command
 from onnxpress.cli.verify import verify_command
 
 
@@ -30,6 +31,7 @@ def main() -> None:
 
 main.add_command(compress_command)
 main.add_command(run_command)
+main.add_command(pick_command)
 main.add_command(verify_command)
 main.add_command(inspect_command)
 main.add_command(densify_command)

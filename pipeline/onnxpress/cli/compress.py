@@ -10,6 +10,7 @@ import click
 from onnxpress.cli.options import (
     FILE,
     embeddings_option,
+    form_option,
     input_options,
     promise_options,
     quiet_option,
@@ -59,13 +60,7 @@ For example:
     help="How much work to spend.",
 )
 @click.option("--time", metavar="TIME", help="Begin nothing new after this time, such as 10m.")
-@click.option(
-    "--form",
-    type=click.Choice(["auto", "dense", "sparse"]),
-    default="auto",
-    show_default=True,
-    help="How weights are written; auto takes whichever is smaller.",
-)
+@form_option
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
@@ -77,6 +72,9 @@ For example:
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these weights alone.")
 @embeddings_option
 @seed_option
+@click.option(
+    "--trace", type=FILE, metavar="FILE", help="Keep every candidate, for onnxpress pick."
+)
 @report_options
 @quiet_option
 def compress_command(
@@ -95,6 +93,7 @@ def compress_command(
     """
     check_target(out, model)
     check_target(report, model)
+    check_target(fields["trace"], model)
     from onnxpress.press import Job
 
     steps = None if recipe is None else _steps(recipe)
@@ -133,6 +132,7 @@ def run_command(recipe: Path, report: Path | None, as_json: bool, quiet: bool) -
     page = page if report is None else report
     check_target(settings.get("out"), settings["model"])
     check_target(page, settings["model"])
+    check_target(settings.get("trace"), settings["model"])
     _press(Job(recipe=read.steps, **settings), page, as_json, quiet)
 
 

@@ -73,6 +73,14 @@ promise_options = _together(
     ),
 )
 
+form_option = click.option(
+    "--form",
+    type=click.Choice(["auto", "dense", "sparse"]),
+    default="auto",
+    show_default=True,
+    help="How weights are written; auto takes whichever is smaller.",
+)
+
 embeddings_option = click.option(
     "--embeddings", is_flag=True, help="Count the tables of Gather as prunable weights as well."
 )
