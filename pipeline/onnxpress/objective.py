@@ -10,7 +10,7 @@ Source: seeds/sparsification_mathematics.md, "Manifold assumption", the definiti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -170,18 +170,35 @@ class Objective:
     ) -> tuple[float, dict[WeightKey, Tensor]]:
         """Give d on the whole fit set and its gradient in some of the tensors."""
         leaves = {key: tensors[key].detach().requires_grad_() for key in keys}
-        fit, targets = self.problem.fit, self.targets
-        samples = len(fit[0])
+        laid = {**tensors, **leaves}
+        total = self.push(lambda: laid, list(leaves.values()), self.problem.fit, self.targets)
+        return total, {key: _grad(leaf) for key, leaf in leaves.items()}
+
+    def push(
+        self,
+        laid: Callable[[], Mapping[WeightKey, Tensor]],
+        leaves: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        wanted: Sequence[Tensor] | None,
+    ) -> float:
+        """Give the loss over samples, and leave its gradient in ``grad`` of the leaves.
+
+        Args:
+            laid: makes the tensors to lay over the reference from the leaves; asked once for every
+                part of the samples that fits into memory.
+            leaves: what they are made of.
+            inputs: one per graph input, ``[samples, *feed shape]``.
+            wanted: what the reference network answers, where that is known.
+        """
+        samples = len(inputs[0])
 
         def loss(start: int, stop: int) -> Tensor:
-            inputs = [value[start:stop] for value in fit]
-            known = targets and [value[start:stop] for value in targets]
-            found = self.outputs({**tensors, **leaves}, inputs)
-            share = (stop - start) / samples
-            return self.loss(found, known or self.reference(inputs)) * share
+            part = [value[start:stop] for value in inputs]
+            known = wanted and [value[start:stop] for value in wanted]
+            answers = known or self.reference(part)
+            return self.loss(self.outputs(laid(), part), answers) * ((stop - start) / samples)
 
-        total = accumulate(self.batch, list(leaves.values()), samples, loss)
-        return total, {key: _grad(leaf) for key, leaf in leaves.items()}
+        return accumulate(self.batch, leaves, samples, loss)
 
 
 def objective_of(problem: Problem) -> Objective:

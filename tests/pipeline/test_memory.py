@@ -147,7 +147,7 @@ def test_other_errors_are_not_swallowed() -> None:
     assert not ran_out(AdapterError("an operator is missing"))
 
 
-def test_half_a_gradient_counts_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_gradient_counts_for_nothing() -> None:
     class Refusing(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, value: Tensor) -> Tensor:
