@@ -28,6 +28,9 @@ sources was up to 1.5 times d on held-out ones.
 MOST_JUDGED = 3
 """Candidates the judge sees, at most: each further look would weaken the verdict."""
 
+ALONE = 40.0
+"""Units of work for the last repair of a chain that runs once."""
+
 AGAIN = 4
 """Candidates tried for a second or third look of the judge."""
 
@@ -41,9 +44,13 @@ class Candidate:
     notes: tuple[str, ...] = ()
 
 
-def default_chain() -> Chain:
-    """Give the chain used where no recipe is given."""
-    return Chain((Greedy(), Repair()))
+def default_chain(*, searched: bool = True) -> Chain:
+    """Give the chain used where no recipe is given.
+
+    Args:
+        searched: whether a search runs it several times; alone, its repair works longer.
+    """
+    return Chain((Greedy(), Repair() if searched else Repair(work=ALONE)))
 
 
 BEYOND = (2.0, 4.0)

@@ -154,7 +154,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     with one_thread_spared(), full_precision():
         problem = _problem(job, model, samples, tolerance, progress)
     state = _first_state(job, model, problem, free)
-    chain = default_chain() if job.recipe is None else job.recipe
+    chain = job.recipe or default_chain(searched=tolerance is not None)
     if job.sparsity is None and tolerance is None and is_open(chain):
         raise MisuseError(
             "nothing says how far to go: give a tolerance such as --tolerance 1%, a sparsity such "

@@ -11,7 +11,17 @@ import pytest
 
 from fake_steps import Fake, plain_case, power
 from models import case_of, key, two_headed_model
-from onnxpress.candidates import MOST_JUDGED, RESERVE, Candidate, default_chain, hunt, over_free
+from onnxpress.candidates import (
+    ALONE,
+    BEYOND,
+    FURTHER,
+    MOST_JUDGED,
+    RESERVE,
+    Candidate,
+    default_chain,
+    hunt,
+    over_free,
+)
 from onnxpress.problem import Problem
 from onnxpress.search import tolerance_of
 from onnxpress.state import State
@@ -46,6 +56,7 @@ class Judge:
 
 def test_the_default_chain_is_open() -> None:
     assert default_chain() == Chain((Greedy(), Repair()))
+    assert default_chain(searched=False) == Chain((Greedy(), Repair(work=ALONE)))
     assert is_open(default_chain())
 
 
@@ -163,6 +174,39 @@ def test_an_interrupt_with_something_accepted_is_the_last_candidate() -> None:
     (candidate,) = judge.seen
     assert candidate.notes == ("interrupted: this is the best that was found until then",)
     assert calls == [3]
+
+
+def test_a_curve_goes_on_beyond_the_tolerance_and_nothing_of_that_is_judged() -> None:
+    law = power(0.7, 3.5)
+    case, judge = plain_case(), Judge([1.0])
+    points = hunt(Fake(law), case.state, case.problem, judge, beyond=BEYOND)
+    assert len(judge.seen) == 1
+    alone = hunt(Fake(law), case.state, case.problem, Judge([1.0]))
+    assert [point.sparsity for point in points[: len(alone)]] == [p.sparsity for p in alone]
+    assert 1 <= len(points) - len(alone) <= FURTHER * len(BEYOND)
+    for factor in BEYOND:
+        near = max(point.upper for point in points if point.upper <= 0.009 * factor)
+        assert near > 0.009 * factor / 2
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_an_interrupt_beyond_the_tolerance_loses_nothing(last: bool) -> None:
+    # Once with something within that limit, once with nothing within any.
+    law = (lambda sparsity: 0.5) if last else power(0.7, 3.5)
+    case, judge = plain_case(), Judge([1.0])
+    known = len(hunt(Fake(law), case.state, case.problem, Judge([1.0])))
+    calls = [0]
+
+    def interrupted(sparsity: float) -> float:
+        calls[0] += 1
+        if calls[0] == known + 1:
+            raise KeyboardInterrupt
+        return law(sparsity)
+
+    points = hunt(Fake(interrupted), case.state, case.problem, judge, beyond=BEYOND)
+    assert len(points) == known
+    assert calls == [known + 1]
+    assert judge.seen[0].notes == ()
 
 
 def test_an_interrupt_with_nothing_accepted_is_an_interrupt() -> None:

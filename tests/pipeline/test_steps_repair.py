@@ -48,7 +48,18 @@ def test_it_brings_d_down(name: str, method: str) -> None:
     objective = objective_of(case.problem)
     before, now = (objective.measure_choose(s.tensors).value for s in (pruned, after))
     assert now < 0.8 * before
-    assert after.log[-1].endswith(f"d {before:.3g} -> {now:.3g} on choose")
+    assert f"d {before:.3g} -> {now:.3g} on choose, by " in after.log[-1]
+
+
+def test_auto_keeps_the_better_of_both() -> None:
+    case = case_of(MODELS["mlp"](), effort=0.02)
+    pruned = Magnitude(sparsity=0.4)(case.state, case.problem)
+    objective = objective_of(case.problem)
+    found = [
+        objective.measure_choose(Repair(method=method)(pruned, case.problem).tensors).value
+        for method in ("auto", "adam", "lbfgs")
+    ]
+    assert found[0] == min(found[1:])
 
 
 def test_it_finds_the_least_squares_solution() -> None:
