@@ -28,6 +28,13 @@ def layer_hessians(
 ) -> dict[WeightKey, Tensor]:
     """Average X Xᵀ over the fit set for each layer.
 
+    Given inputs only. Interpolations between pairs of them, as a repair uses, were measured beside
+    them (held-out d after surgery to 90 %): a fifth worse on a fully connected network, no change
+    on a convolutional one; with 192 inputs the first was still worse and the second 15 % better,
+    and the choose set does not tell which of the two a network is.
+
+    Where columns are thinned out, which of them stay depends on how many samples run together.
+
     Args:
         objective: says on which inputs.
         tensors: laid over the reference weights; ``{}`` for the inputs the original network makes.
