@@ -7,18 +7,19 @@ rest should take then, and d measured with only this weight pruned. Allocation a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from onnxpress import obs
+from onnxpress import admm, obs
 from onnxpress.allocate import allocate
 from onnxpress.cost import MACS_PER_UNIT, NODE_MACS
 from onnxpress.curvature import gauss_newton, layer_hessians
 from onnxpress.objective import Objective
-from onnxpress.support import cut, keep_largest
+from onnxpress.pattern import FREE, Pattern
+from onnxpress.support import cut, keep_patterned
 from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.weights import Dense, WeightKey
 
@@ -55,6 +56,14 @@ HESSIAN_ENTRIES = 200_000_000
 
 REFIT_ROUNDS = 25
 
+ADMM_UNITS = 12.0
+"""Work spent on alternating directions for the layers too wide for surgery."""
+
+ADMM_ROUNDS = 12
+
+CANDIDATES = 8
+"""How many states of a layer a run asks for beside those that are measured; for planning."""
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -67,6 +76,8 @@ class Curve:
         layer: its matrix view, or None where it has none.
         hessian: ``[groups, columns, columns]`` of its inputs, or None.
         losses: d measured with only this weight at each of ``DENSITIES``.
+        pattern: what may stay together.
+        rounds: of ADMM, towards each count anew, beside the order of ``costs``; 0 for none.
     """
 
     key: WeightKey
@@ -75,19 +86,59 @@ class Curve:
     layer: Layer | None
     hessian: Tensor | None
     losses: tuple[float, ...] = ()
+    pattern: Pattern = FREE
+    rounds: int = 0
 
     def at(self, count: int) -> Dense:
         """Keep the best ``count`` entries and let the rest of each row adapt."""
-        support = keep_largest(self.costs, count) & (self.values != 0)
-        if self.layer is None or self.hessian is None or count in (0, self.values.numel()):
+        support = self._kept(self.costs, count)
+        whole = count == self.values.numel() and not self.pattern.most
+        if self.layer is None or self.hessian is None or count == 0 or whole:
             return cut(self.values, support)
-        matrix, mask = self.layer.matrix(self.values), self.layer.matrix(support)
-        fitted = obs.refit(matrix, self.hessian, mask, matrix, REFIT_ROUNDS)
+        fitted, error = self._refitted(self.layer, self.hessian, support)
+        if self.rounds:
+            found = self._alternated(self.layer, self.hessian, count)
+            other, less = self._refitted(self.layer, self.hessian, found)
+            if less < error:
+                fitted, support = other, found
         return cut(self.layer.weight(fitted).contiguous(), support)
 
+    def _kept(self, scores: Tensor, count: int) -> Tensor:
+        """Mark the best entries the pattern allows, but for zeros of the original."""
+        layers = {} if self.layer is None else {self.key: self.layer}
+        kept = keep_patterned({self.key: scores}, count, self.pattern, layers)[self.key]
+        return kept & (self.values != 0)
+
+    def _refitted(self, layer: Layer, hessian: Tensor, support: Tensor) -> tuple[Tensor, float]:
+        """Give the values that belong to a support, as a matrix, and what the layer then loses."""
+        matrix, mask = layer.matrix(self.values), layer.matrix(support)
+        fitted = obs.refit(matrix, hessian, mask, matrix, REFIT_ROUNDS)
+        error = obs.layer_error(fitted - matrix, hessian) if self.rounds else 0.0
+        return fitted, error
+
+    def _alternated(self, layer: Layer, hessian: Tensor, count: int) -> Tensor:
+        """Choose a support by alternating directions."""
+
+        def project(scores: Tensor, kept: int) -> Tensor:
+            if self.pattern.is_free:  # a threshold does, and costs a tenth of a sort
+                flat = scores.reshape(-1)
+                return scores >= flat.kthvalue(max(1, flat.numel() - kept + 1)).values
+            return layer.matrix(self._kept(layer.entries(scores), kept))
+
+        matrix = layer.matrix(self.values)
+        scores = admm.final_scores(matrix, hessian, count, project, self.rounds)
+        return self._kept(layer.entries(scores).contiguous(), count)
+
+    def capacity(self) -> int:
+        """Count the entries that can stay at most."""
+        if self.layer is None:
+            return self.values.numel()
+        return self.pattern.capacity(self.layer.groups, self.layer.rows, self.layer.columns)
+
     def counts(self) -> list[int]:
-        """Entries kept at each of ``DENSITIES``."""
-        return [round(density * self.values.numel()) for density in DENSITIES]
+        """Entries kept at each of ``DENSITIES``; no more than the pattern allows."""
+        most = self.capacity()
+        return [min(most, round(density * self.values.numel())) for density in DENSITIES]
 
 
 def hessians_of(
@@ -110,15 +161,17 @@ def hessians_of(
     return found
 
 
-def curves_of(objective: Objective, state: State) -> list[Curve]:
+def curves_of(objective: Objective, state: State, pattern: Pattern = FREE) -> list[Curve]:
     """Trace every free weight of a state that is not pruned yet; computed once per problem.
 
     Args:
         objective: the problem's.
         state: with the free weights as the reference has them. Nothing else of it counts: the
             curves are those of the reference network, whatever a search did to other weights.
+        pattern: what may stay together in each weight.
     """
-    known = objective.problem.memo.get(("curves", state.free))
+    name = ("curves", state.free, pattern)
+    known = objective.problem.memo.get(name)
     if isinstance(known, list):
         return known
     tensors = objective.problem.reference
@@ -130,27 +183,52 @@ def curves_of(objective: Objective, state: State) -> list[Curve]:
         if unseen
         else {}
     )
-    exact = _affordable([layers[key] for key in hessians], objective.cost.effort)
+    viewed = [layers[key] for key in hessians]
+    exact = _affordable(viewed, objective.cost.effort, pattern)
+    wide = [layer for layer in viewed if layer.key not in exact]
+    alternating = _alternating(wide, objective.cost.effort)
     curves = []
     for key in sorted(state.free):
         values = tensors[key]
         if key in hessians:
             layer, gram = layers[key], hessians[key]
-            score = obs.removal_costs if key in exact else obs.one_shot_costs
-            costs = layer.entries(score(layer.matrix(values), gram)).contiguous()
-            curves.append(Curve(key, values, costs, layer, gram))
+            scores = _costs(layer.matrix(values), gram, pattern, in_order=key in exact)
+            costs = layer.entries(scores).contiguous()
+            rounds = ADMM_ROUNDS if key in alternating else 0
+            curves.append(Curve(key, values, costs, layer, gram, (), pattern, rounds))
         else:
-            curves.append(Curve(key, values, values.square() * diagonals[key], None, None))
+            costs = values.square() * diagonals[key]
+            curves.append(Curve(key, values, costs, None, None, (), pattern))
     measured = [_measured(objective, curve, len(curves)) for curve in curves]
-    objective.problem.memo[("curves", state.free)] = measured
+    objective.problem.memo[name] = measured
     return measured
 
 
-def _affordable(layers: Sequence[Layer], effort: float) -> set[WeightKey]:
+def _costs(matrix: Tensor, hessian: Tensor, pattern: Pattern, *, in_order: bool) -> Tensor:
+    """Score the entries of a layer: by surgery in order, or all at once."""
+    if pattern.is_blocked:
+        return obs.block_costs(matrix, hessian, pattern, in_order=in_order)
+    if in_order:
+        return obs.removal_costs(matrix, hessian, pattern)
+    return obs.one_shot_costs(matrix, hessian)
+
+
+def _affordable(layers: Sequence[Layer], effort: float, pattern: Pattern) -> set[WeightKey]:
     """Pick the layers to operate on exactly: the cheapest first, within the work allowed."""
-    budget = effort * SURGERY_UNITS * MACS_PER_UNIT
+    # The rows of a block share one inverse.
+    price = {x.key: x.groups * -(-x.rows // pattern.rows) * x.columns**3 / 3 for x in layers}
+    return _cheapest(price, effort * SURGERY_UNITS * MACS_PER_UNIT)
+
+
+def _alternating(layers: Sequence[Layer], effort: float) -> set[WeightKey]:
+    """Pick the layers to press by alternating directions too, likewise."""
+    calls = len(DENSITIES) + CANDIDATES
+    price = {x.key: calls * admm.work(x.groups, x.rows, x.columns, ADMM_ROUNDS) for x in layers}
+    return _cheapest(price, effort * ADMM_UNITS * MACS_PER_UNIT)
+
+
+def _cheapest(price: Mapping[WeightKey, float], budget: float) -> set[WeightKey]:
     chosen: set[WeightKey] = set()
-    price = {x.key: x.groups * x.rows * x.columns**3 / 3 for x in layers}
     for key in sorted(price, key=lambda key: (price[key], key)):
         budget -= price[key]
         if budget < 0:
@@ -169,26 +247,32 @@ def _measured(objective: Objective, curve: Curve, curves: int) -> Curve:
     picked = max(4, min(levels, int(forwards / (samples * each))))
     places = sorted({round(x) for x in np.linspace(1, levels, picked)})
     counts = curve.counts()
-    seen = [0.0]
+    whole = counts[0] == curve.values.numel()
+    if not whole:  # the pattern takes its share even of the densest level
+        places = [0, *places]
+    seen = [0.0] if whole else []
     for place in places:
         tensors = {curve.key: curve.at(counts[place]).values}
         value = objective.measure_choose(tensors, samples).value
         seen.append(value if np.isfinite(value) else 1e30)
     # In log d against the level: curves are close to straight there.
     logs = np.log(np.maximum(np.maximum.accumulate(seen), 1e-12))
-    losses = np.exp(np.interp(range(levels + 1), [0, *places], logs))
-    losses[0] = 0.0
-    return Curve(
-        curve.key, curve.values, curve.costs, curve.layer, curve.hessian, tuple(losses.tolist())
-    )
+    losses = np.exp(np.interp(range(levels + 1), [0, *places] if whole else places, logs))
+    if whole:
+        losses[0] = 0.0
+    return replace(curve, losses=tuple(losses.tolist()))
 
 
 def allocated(curves: Sequence[Curve], count: int) -> dict[WeightKey, int]:
-    """Choose how many entries each weight keeps, ``count`` over all of them, exactly."""
+    """Choose how many entries each weight keeps, ``count`` over all of them, exactly.
+
+    Where patterns allow fewer than ``count``, all keep what they can.
+    """
     sizes = [curve.counts() for curve in curves]
     levels = allocate([curve.losses for curve in curves], sizes, count)
     kept = [sizes[place][level] for place, level in enumerate(levels)]
-    whole = [curve.values.numel() for curve in curves]
+    whole = [curve.capacity() for curve in curves]
+    count = min(count, sum(whole))
     spare = count - sum(kept)
     # What rounding to levels left over goes to the layers in proportion to what they lost.
     lost = sum(whole) - sum(kept)

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from onnxpress.pattern import FREE, Pattern
 
 DAMP = 0.03
 """What is added to the Hessian's diagonal, as a share of its mean."""
@@ -31,12 +34,14 @@ def damped(hessian: Tensor) -> Tensor:
     return hessian + torch.diag_embed(amount.expand_as(diagonal))
 
 
-def removal_costs(matrix: Tensor, hessian: Tensor) -> Tensor:
+def removal_costs(matrix: Tensor, hessian: Tensor, pattern: Pattern = FREE) -> Tensor:
     """Score every entry with what its removal costs, in the order a surgeon removes them.
 
     Args:
         matrix: ``[groups, rows, columns]``.
         hessian: ``[groups, columns, columns]``, the mean of X Xᵀ, undamped.
+        pattern: under n:m the surgeon first takes what has to go, m - n of every m columns and
+            never more, then the rest; whole blocks are for ``block_costs``.
 
     Returns:
         ``[groups, rows, columns]``, non-negative: the increase of the layer's squared error when
@@ -52,12 +57,14 @@ def removal_costs(matrix: Tensor, hessian: Tensor) -> Tensor:
         inverse = torch.linalg.inv(gram.double()).to(gram.dtype)
         chunk = max(1, ROW_ENTRIES // inverse.numel())
         for start in range(0, len(rows), chunk):
-            costs[group, start : start + chunk] = _row_costs(rows[start : start + chunk], inverse)
+            costs[group, start : start + chunk] = _row_costs(
+                rows[start : start + chunk], inverse, pattern
+            )
         costs[group][:, dead] = 0.0
     return costs
 
 
-def _row_costs(rows: Tensor, inverse: Tensor) -> Tensor:
+def _row_costs(rows: Tensor, inverse: Tensor, pattern: Pattern) -> Tensor:
     """Run the surgeon on rows ``[rows, columns]`` that share one inverse Hessian to begin with."""
     count, columns = rows.shape
     costs = torch.zeros_like(rows)
@@ -66,17 +73,27 @@ def _row_costs(rows: Tensor, inverse: Tensor) -> Tensor:
     inverses = inverse.expand(count, columns, columns)
     floor = rows.new_zeros(count, 1)
     tiny = torch.finfo(rows.dtype).tiny
+    due = columns - pattern.capacity(1, 1, columns)
     while weights.shape[1] > 1:
         left = weights.shape[1]
         block = max(1, min(left - 1, int(BLOCK * left)))
         diagonal = inverses.diagonal(dim1=1, dim2=2).clamp_min(tiny)
         scores = weights.square() / diagonal
+        if due:
+            block = min(block, due)
+            due -= block
+            full = torch.full_like(rows, -torch.inf).scatter_(1, places, scores)
+            held = pattern.allowed(full[None])[0].gather(1, places)
+            scores = torch.where(held, torch.inf, scores)
         order = scores.argsort(stable=True, dim=1)
         gone, kept = order[:, :block], order[:, block:].sort(1).values
         paid = torch.maximum(scores.gather(1, gone), floor)
         paid = paid.cummax(1).values
         costs.scatter_(1, places.gather(1, gone), paid)
         floor = paid[:, -1:]
+        if pattern.most and not due:
+            floor = (1 + 1e-5) * floor + tiny  # what had to go stays below all that could
+            pattern = FREE
         corner = _take(inverses, gone, gone)
         side = _take(inverses, kept, gone)
         jitter = 1e-6 * corner.diagonal(dim1=1, dim2=2).mean(1)
@@ -159,6 +176,89 @@ def layer_error(change: Tensor, hessian: Tensor) -> float:
         hessian: ``[groups, columns, columns]``.
     """
     return float(((change @ hessian) * change).sum())
+
+
+def block_costs(
+    matrix: Tensor, hessian: Tensor, pattern: Pattern, *, in_order: bool = True
+) -> Tensor:
+    """Score every entry with its share of what the removal of its block costs.
+
+    Removing the columns B of a row and moving the rest optimally costs w_B ([H⁻¹]_BB)⁻¹ w_Bᵀ; the
+    rows of a block add up.
+
+    Args:
+        matrix: ``[groups, rows, columns]``.
+        hessian: ``[groups, columns, columns]``, the mean of X Xᵀ, undamped.
+        pattern: says how large blocks are.
+        in_order: as the surgeon of ``removal_costs`` does it, the cheapest first and the rest
+            adapting each time; otherwise all from the whole layer, at once.
+
+    Returns:
+        ``[groups, rows, columns]``, the same for all entries of a block.
+
+    Source:
+        Kurtic et al. 2022 ("The Optimal BERT Surgeon"), equation 6; Frantar & Alistarh 2022.
+    """
+    rows, columns = matrix.shape[1:]
+    high, wide = pattern.rows, min(pattern.columns, columns)
+    across = -(-columns // wide)
+    padded = across * wide - columns
+    filled = pad(matrix, (0, padded, 0, -rows % high))
+    sizes = pattern.pooled(torch.ones_like(matrix))
+    found = torch.empty_like(sizes)
+    for group, gram in enumerate(damped(hessian)):
+        # Columns that fill the last block meet nothing and cost nothing.
+        inverse = torch.eye(columns + padded).to(gram)
+        inverse[:columns, :columns] = torch.linalg.inv(gram.double()).to(gram.dtype)
+        stacks = filled[group].reshape(-1, high, columns + padded)
+        chunk = max(1, ROW_ENTRIES // inverse.numel())
+        for start in range(0, len(stacks), chunk):
+            part = slice(start, start + chunk)
+            found[group, part] = _stack_costs(
+                stacks[part], inverse, wide, sizes[group, part], in_order
+            )
+        dead = (hessian[group].diagonal() <= 0)[None, None, :].expand(1, rows, columns)
+        alive = pattern.pooled(~dead)[0] > 0
+        found[group] = torch.where(alive, found[group], 0.0)
+    return pattern.spread(found, rows, columns).to(matrix.dtype)
+
+
+def _stack_costs(
+    stacks: Tensor, inverse: Tensor, wide: int, sizes: Tensor, in_order: bool
+) -> Tensor:
+    """Run the surgeon on stacks ``[count, rows, columns]``; give ``[count, blocks]`` by entry."""
+    count, _, columns = stacks.shape
+    blocks = columns // wide
+    costs = torch.zeros_like(sizes)
+    weights, inverses = stacks, inverse.expand(count, columns, columns)
+    places = torch.arange(blocks, device=stacks.device).expand(count, blocks)
+    inner = torch.arange(wide, device=stacks.device)
+    floor = sizes.new_zeros(count, 1)
+    while True:
+        left = places.shape[1]
+        corners = inverses.reshape(count, left, wide, left, wide).diagonal(dim1=1, dim2=3)
+        parts = weights.reshape(count, -1, left, wide).permute(0, 2, 3, 1)
+        solved = torch.linalg.solve(corners.permute(0, 3, 1, 2), parts)
+        scores = (parts * solved).sum((2, 3)).clamp_min(0).double() / sizes.gather(1, places)
+        taken = max(1, int(BLOCK * left)) if in_order else left
+        order = scores.argsort(stable=True, dim=1)
+        gone, kept = order[:, :taken], order[:, taken:].sort(1).values
+        paid = torch.maximum(scores.gather(1, gone), floor).cummax(1).values
+        costs.scatter_(1, places.gather(1, gone), paid)
+        if taken == left:
+            return costs
+        floor = paid[:, -1:]
+        out = (gone[:, :, None] * wide + inner).reshape(count, -1)
+        stay = (kept[:, :, None] * wide + inner).reshape(count, -1)
+        corner, side = _take(inverses, out, out), _take(inverses, stay, out)
+        jitter = 1e-6 * corner.diagonal(dim1=1, dim2=2).mean(1)
+        corner = corner + torch.diag_embed(jitter[:, None].expand(-1, out.shape[1]))
+        moved = torch.linalg.solve(corner, side.transpose(1, 2))
+        tall = weights.shape[1]
+        removed = weights.gather(2, out[:, None].expand(-1, tall, -1))
+        weights = weights.gather(2, stay[:, None].expand(-1, tall, -1)) - removed @ moved
+        inverses = torch.baddbmm(_take(inverses, stay, stay), side, moved, alpha=-1)
+        places = places.gather(1, kept)
 
 
 def operation_cost(shapes: Mapping[str, int]) -> float:

@@ -12,10 +12,12 @@ from onnxpress import obs
 from onnxpress.curvature import gauss_newton
 from onnxpress.layerwise import REFIT_ROUNDS, allocated, curves_of, hessians_of
 from onnxpress.objective import Objective, objective_of
+from onnxpress.pattern import FREE, Pattern
 from onnxpress.step import target_count
 from onnxpress.steps.repair import Repair
-from onnxpress.support import cut, keep_largest_overall
+from onnxpress.support import cut, keep_patterned, touched, unpatterned
 from onnxpress_adapters.errors import StepError
+from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.weights import Dense, WeightKey
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class Greedy:
         block: share of the remaining entries that leave in one block, to begin with.
         trust: a block is taken back when d rises by more than so many times the prediction.
         between: the repair after each block.
+        pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``, ``rows:32``
+            (``Pattern.parse``).
 
     Source:
         seeds/sparsification_mathematics.md, "The Algorithm". LeCun, Denker, Solla 1989 for the
@@ -75,6 +79,11 @@ class Greedy:
     block: float = 0.15
     trust: float = 3.0
     between: Repair = field(default_factory=lambda: Repair(work=2.0))
+    pattern: str = "none"
+
+    def __post_init__(self) -> None:
+        """Refuse a pattern that is none."""
+        Pattern.parse(self.pattern)
 
     def at(self, sparsity: float) -> Greedy:
         """Give the same step with its sparsity fixed."""
@@ -86,9 +95,13 @@ class Greedy:
             raise StepError(f"{self} has no sparsity: give it one, or put it in a search")
         objective = objective_of(problem)
         goal = target_count(state, self.sparsity)
+        note = unpatterned(state.free, Pattern.parse(self.pattern), _layers(objective))
+        state = state.noted(note) if note else state
         if _is_untouched(state, problem):
             first = max(goal, target_count(state, min(self.layerwise, 1.0)))
             state = self._layer_by_layer(state, objective, first)
+        elif excess := self._excess(state, objective):
+            state = self.between(self._without(state, objective, excess), problem)
         share = self.block
         while _kept(state) > goal:
             state, share = self._block(state, objective, goal, share)
@@ -96,10 +109,29 @@ class Greedy:
 
     def _layer_by_layer(self, state: State, objective: Objective, count: int) -> State:
         """Surgery in every layer, at the levels the allocation chose."""
-        curves = curves_of(objective, state)
+        curves = curves_of(objective, state, Pattern.parse(self.pattern))
         shares = allocated(curves, count)
         changed = {curve.key: curve.at(shares[curve.key]) for curve in curves}
         return state.with_weights(changed).noted(f"layer by layer to {count} entries")
+
+    def _excess(self, state: State, objective: Objective) -> dict[WeightKey, Tensor]:
+        """Mark what has to go at once, for the pattern's sake, from a network pruned otherwise."""
+        pattern = Pattern.parse(self.pattern)
+        if not pattern.most:  # blocks that are not whole cost less to finish than to keep
+            return {}
+        free = sorted(state.free)
+        layers = _layers(objective)
+        gradient = objective.gradient(state.tensors, free)[1]
+        generator = objective.problem.generator("excess")
+        curvature = gauss_newton(objective, state.tensors, free, DRAWS, generator)
+        taken = {}
+        for key in free:
+            form = state.weights[key]
+            scores = _scores(form, gradient[key], curvature[key], DAMPING)
+            scores = torch.where(form.support, scores, -1.0)
+            kept = keep_patterned({key: scores}, scores.numel(), pattern, layers)[key]
+            taken[key] = form.support & ~kept
+        return {key: gone for key, gone in taken.items() if bool(gone.any())}
 
     def _block(
         self, state: State, objective: Objective, goal: int, share: float
@@ -120,6 +152,7 @@ class Greedy:
         kept = _kept(state)
         generator = objective.problem.generator(f"block {kept}")
         curvature = gauss_newton(objective, state.tensors, free, DRAWS, generator)
+        pattern, layers = Pattern.parse(self.pattern), _layers(objective)
         damping = DAMPING
         size = min(kept - goal, max(1, int(share * kept)))
         least = max(1, int(LEAST_BLOCK * kept))
@@ -128,7 +161,7 @@ class Greedy:
                 key: _scores(state.weights[key], gradient[key], curvature[key], damping)
                 for key in free
             }
-            taken = _smallest(scores, state, size)
+            taken = _smallest(scores, state, size, _blocked(pattern), layers)
             predicted = max(0.0, sum(float(scores[k][gone].sum()) for k, gone in taken.items()))
             candidate = self._without(state, objective, taken)
             rise = float(objective.measure_fit(candidate.tensors).per_output.sum()) - before
@@ -141,7 +174,7 @@ class Greedy:
         note = f"block of {size}: d {before:.3g}, predicted +{predicted:.3g}, measured {rise:+.3g}"
         if not accepted:
             whole = min(kept - goal, max(1, int(share * kept)))
-            other = self._without(state, objective, _by_surgery(state, objective, whole))
+            other = self._without(state, objective, _by_surgery(state, objective, whole, pattern))
             level = float(objective.measure_fit(other.tensors).per_output.sum()) - before
             if level / whole < rise / size:
                 candidate, larger = other, share
@@ -152,7 +185,7 @@ class Greedy:
     def _without(self, state: State, objective: Objective, taken: dict[WeightKey, Tensor]) -> State:
         """Give the state without a block, layers adapted to the loss."""
         hessians = _hessians(objective, state)
-        layers = {layer.key: layer for layer in objective.problem.network.layers}
+        layers = _layers(objective)
         changed = {}
         for key, gone in taken.items():
             form = state.weights[key]
@@ -184,22 +217,43 @@ def _scores(form: Dense, gradient: Tensor, curvature: Tensor, damping: float) ->
     return torch.where(form.support, score.clamp_min(0.0) + 1e-12 * form.values.square(), torch.inf)
 
 
-def _smallest(scores: dict[WeightKey, Tensor], state: State, size: int) -> dict[WeightKey, Tensor]:
+def _blocked(pattern: Pattern) -> Pattern:
+    """Give the pattern removals must follow: n:m holds whatever leaves, blocks leave whole."""
+    return pattern if pattern.is_blocked else FREE
+
+
+def _layers(objective: Objective) -> dict[WeightKey, Layer]:
+    return {layer.key: layer for layer in objective.problem.network.layers}
+
+
+def _smallest(
+    scores: dict[WeightKey, Tensor],
+    state: State,
+    size: int,
+    pattern: Pattern,
+    layers: dict[WeightKey, Layer],
+) -> dict[WeightKey, Tensor]:
     """Mark the ``size`` smallest scores, at most ``LARGEST_BITE`` of each weight's support."""
     limited = {}
     for key, score in scores.items():
         support = state.weights[key].support
+        whole = touched(support, pattern, layers.get(key))
+        score = torch.where(whole & ~support, 0.0, score)
         bite = max(1, int(LARGEST_BITE * int(support.sum())))
-        spared = keep_largest_overall({key: score}, score.numel() - min(bite, score.numel()))[key]
+        least = score.numel() - min(bite, score.numel())
+        spared = keep_patterned({key: score}, least, pattern, layers)[key]
         limited[key] = torch.where(spared, torch.inf, score)
     available = sum(int(torch.isfinite(score).sum()) for score in limited.values())
     size = min(size, available)
     total = sum(score.numel() for score in limited.values())
-    kept = keep_largest_overall(limited, total - size)
-    return {key: ~mask for key, mask in kept.items() if not bool(mask.all())}
+    kept = keep_patterned(limited, total - size, pattern, layers)
+    gone = {key: ~mask & state.weights[key].support for key, mask in kept.items()}
+    return {key: mask for key, mask in gone.items() if bool(mask.any())}
 
 
-def _by_surgery(state: State, objective: Objective, size: int) -> dict[WeightKey, Tensor]:
+def _by_surgery(
+    state: State, objective: Objective, size: int, pattern: Pattern
+) -> dict[WeightKey, Tensor]:
     """Mark ``size`` entries of the support by the layers' own order and the allocation.
 
     Where outputs saturate the Gauss-Newton diagonal is nearly zero and its order says little; what
@@ -207,7 +261,8 @@ def _by_surgery(state: State, objective: Objective, size: int) -> dict[WeightKey
     """
     reference = objective.problem.reference
     dense = {key: Dense(reference[key], reference[key] != 0) for key in state.free}
-    curves = curves_of(objective, state.with_weights(dense))
+    curves = curves_of(objective, state.with_weights(dense), pattern)
+    layers, blocked = _layers(objective), _blocked(pattern)
     shares = allocated(curves, _kept(state) - size)
     held = {key: state.weights[key].nonzeros for key in shares}
     left = {key: min(held[key], share) for key, share in shares.items()}
@@ -217,8 +272,9 @@ def _by_surgery(state: State, objective: Objective, size: int) -> dict[WeightKey
     taken = {}
     for curve in curves:
         support = state.weights[curve.key].support
-        costs = torch.where(support, curve.costs, -1.0)
-        kept = keep_largest_overall({curve.key: costs}, left[curve.key])[curve.key]
+        whole = touched(support, blocked, layers.get(curve.key))
+        costs = torch.where(support, curve.costs, torch.where(whole, 0.0, -1.0))
+        kept = keep_patterned({curve.key: costs}, left[curve.key], blocked, layers)[curve.key]
         taken[curve.key] = support & ~kept
     return taken
 
