@@ -74,3 +74,16 @@ def test_one_thread_is_spared_and_given_back() -> None:
     with one_thread_spared():
         assert 1 <= torch.get_num_threads() <= threads
     assert torch.get_num_threads() == threads
+
+
+def test_a_draw_is_larger_where_running_the_graph_costs_more_than_computing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = counted()
+    # One node beside 42 multiply-adds a sample: 3 * NODE_MACS / (4 * 42) samples' worth.
+    assert found.draw_size(1000) == min(LARGEST_BATCH, round(2 * (3 * NODE_MACS / 168) ** 0.5))
+    assert found.draw_size(7) == 7
+    monkeypatch.setattr(module, "NODE_MACS", 42 * 12)
+    assert counted().draw_size(1000) == 6
+    monkeypatch.setattr(module, "NODE_MACS", 0)
+    assert counted().draw_size(1000) == 1

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from models import case_of, convolutional_model, key, linear_model, shared_model, two_headed_model
 from onnxpress import curvature as module
-from onnxpress.curvature import gauss_newton, largest_curvature, layer_hessians
+from onnxpress.curvature import (
+    gauss_newton,
+    largest_curvature,
+    layer_hessians,
+    predicted_rise,
+)
 from onnxpress.objective import Objective, objective_of
 from onnxpress_adapters.weights import WeightKey
 
@@ -139,3 +144,19 @@ def test_the_largest_curvature_of_a_quadratic_is_its_largest_eigenvalue() -> Non
     assert largest_curvature(gradient, around, start, 1) < largest
     nowhere = {name: torch.zeros_like(value) for name, value in start.items()}
     assert largest_curvature(gradient, around, nowhere, 5) == 0.0
+
+
+def test_many_small_draws_are_closer_than_few_large_ones() -> None:
+    # 64 inputs; 24 draws that saw all of them together would be off by sqrt(2 / 24), 29 %.
+    inputs = torch.randn(64, 1, 8, generator=generator())
+    case = case_of(two_headed_model(), [inputs], effort=1.0)
+    objective, of = objective_of(case.problem), key("wb")
+    wanted = exact_diagonal(objective, case.state.tensors, of)
+    found = gauss_newton(objective, case.state.tensors, [of], 24, generator())[of]
+    seen = wanted > 0
+    assert ((found - wanted)[seen] / wanted[seen]).square().mean().sqrt() < 0.15
+
+
+def test_the_prediction_is_a_parabola() -> None:
+    rise = predicted_rise(torch.tensor([2.0, 0.0]), torch.tensor([3.0, 5.0]), torch.ones(2))
+    assert rise.tolist() == [-2.0, 0.0]  # -2 * 3 + 2² * 1
