@@ -19,8 +19,8 @@ HESSIAN_COLUMNS = 40_000
 DIAGONAL_UNITS = 2.0
 """Work that may go into one diagonal beyond the draws asked for."""
 
-MOST_DRAWS = 256
-"""Draws that are enough: each entry is then known to about 9 %."""
+MOST_DRAWS = 128
+"""Draws that are enough: each entry is then known to about 12 %."""
 
 
 def layer_hessians(
