@@ -21,6 +21,7 @@ from onnxpress.candidates import BEYOND, Candidate, default_chain, hunt
 from onnxpress.cost import Cost, full_precision, one_thread_spared
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
+from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts, weigh
 from onnxpress.samples import (
@@ -34,7 +35,7 @@ from onnxpress.samples import (
 )
 from onnxpress.search import Point
 from onnxpress.state import State
-from onnxpress.step import Step, is_open, matches
+from onnxpress.step import Step, follow, is_open, matches
 from onnxpress.trace import Origin, digest_of, save_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
 from onnxpress_adapters.errors import AdapterError, MisuseError
@@ -78,6 +79,9 @@ class Job:
         judge: inputs for the verdict alone.
         sequence: whether neighbouring samples of the data belong together.
         recipe: the steps; ``default_chain()`` unless given.
+        pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
+            ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
+            own.
         output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
         flips: the largest share of changed answers, such as ``0.5%``.
         form: how weights are written.
@@ -102,6 +106,7 @@ class Job:
     judge: Path | None = None
     sequence: bool = False
     recipe: Step | None = None
+    pattern: str = "none"
     output: tuple[str, ...] = ()
     flips: str | None = None
     form: Form = "auto"
@@ -154,11 +159,13 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     with one_thread_spared(), full_precision():
         problem = _problem(job, model, samples, tolerance, progress)
     state = _first_state(job, model, problem, free)
-    chain = job.recipe or default_chain(searched=tolerance is not None)
-    if job.sparsity is None and tolerance is None and is_open(chain):
+    chain = job.recipe or follow(default_chain(searched=tolerance is not None), job.pattern)
+    enough = Pattern.parse(job.pattern).most > 0  # n:m says by itself how far to go
+    if job.sparsity is None and tolerance is None and is_open(chain) and not enough:
         raise MisuseError(
             "nothing says how far to go: give a tolerance such as --tolerance 1%, a sparsity such "
-            "as --sparsity 90%, or a recipe whose steps have one"
+            "as --sparsity 90%, a pattern such as --pattern 2:4, or a recipe whose steps have a "
+            "sparsity"
         )
     deadline = None if job.time is None else start + JUDGING_SHARE * _seconds(job.time)
     judged: list[_Judged] = []
@@ -221,6 +228,11 @@ def _check(job: Job) -> None:
     """Refuse what cannot work, before anything is read."""
     if job.effort not in EFFORTS:
         raise MisuseError(f"there is no effort '{job.effort}'; there are {', '.join(EFFORTS)}")
+    if not Pattern.parse(job.pattern).is_free and job.recipe is not None:
+        raise MisuseError(
+            "--pattern is for the steps onnxpress chooses; with a recipe, write it into the steps, "
+            f'such as `greedy: {{pattern: "{job.pattern}"}}`'
+        )
     if job.sparsity is not None and not 0 < job.sparsity < 1:
         raise MisuseError(f"a sparsity lies between 0 and 1, not at {job.sparsity:g}")
     if job.target.exists() and job.model.exists() and job.target.samefile(job.model):

@@ -49,6 +49,19 @@ class Budgeted(Protocol):
         ...
 
 
+@runtime_checkable
+class Patterned(Protocol):
+    """A step that can hold a pattern of zeros, such as 2:4 (``Pattern.parse``)."""
+
+    def following(self, pattern: str) -> Self:
+        """Give the same step with its pattern set."""
+        ...
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Give the next state."""
+        ...
+
+
 @dataclass(frozen=True)
 class Chain:
     """Run steps left to right. A chain is a step."""
@@ -155,6 +168,17 @@ def fix(step: Step, sparsity: float) -> Step:
         return replace(step, step=fix(step.step, sparsity))
     if isinstance(step, Budgeted) and step.sparsity is None:
         return step.at(sparsity)
+    return step
+
+
+def follow(step: Step, pattern: str) -> Step:
+    """Give a step, and the steps in it, with the pattern of zeros set wherever one can be."""
+    if isinstance(step, Chain):
+        return Chain(tuple(follow(inner, pattern) for inner in step.steps))
+    if isinstance(step, Only):  # its own pattern is one of names
+        return replace(step, step=follow(step.step, pattern))
+    if isinstance(step, Patterned):
+        return step.following(pattern)
     return step
 
 

@@ -11,6 +11,7 @@ from onnxpress.recipe import STEPS, Recipe, dump_recipe, json_schema, load_recip
 from onnxpress.search import Search
 from onnxpress.step import Chain, Only
 from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.iht import Iht
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress_adapters.errors import MisuseError, OnnxpressError
@@ -61,6 +62,7 @@ def test_steps_read(tmp_path: Path) -> None:
     [
         Chain((Greedy(sparsity=0.6), Repair(method="adam", rate=1e-9))),
         Chain((Only("a: [b]", Chain((Magnitude(sparsity=0.5), Magnitude(scope="global")))),)),
+        Chain((Greedy(pattern="2:4"), Magnitude(pattern="rows:8"), Iht(pattern="block:2x3"))),
         Chain((Search(Chain((Greedy(), Repair())), floor=0.25, deadline=None),)),
         Chain(()),
     ],
@@ -84,7 +86,7 @@ def test_a_step_recipes_do_not_know_cannot_be_written() -> None:
         (
             "steps: [greedy: {sparsty: 0.5}]",
             "steps[0].greedy: unknown key 'sparsty'; did you mean 'sparsity'? "
-            "(sparsity, layerwise, block, trust, between are known)",
+            "(sparsity, layerwise, block, trust, between, pattern are known)",
         ),
         (
             "steps: [magnitude, gredy: {}]",
@@ -194,6 +196,14 @@ def test_settings_are_those_of_a_job(tmp_path: Path) -> None:
         "effort": "quick",
         "report": tmp_path / "r.html",
     }
+
+
+def test_n_of_m_is_no_time_of_day(tmp_path: Path) -> None:
+    found = read(tmp_path, "pattern: 2:4\nsteps: [greedy: {pattern: 16:32}]")
+    assert found == Recipe(Chain((Greedy(pattern="16:32"),)), {"pattern": "2:4"})
+    message = "seed: input should be a valid integer, not '1:30'"
+    assert refused(tmp_path, "seed: 1:30") == message
+    assert "'6:5' is no pattern" in refused(tmp_path, "steps: [iht: {pattern: 6:5}]")
 
 
 def test_a_number_may_be_a_tolerance(tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ For example:
 @promise_options
 @click.option("--recipe", type=FILE, metavar="FILE.yaml", help="The steps to run.")
 @click.option(
+    "--pattern",
+    default="none",
+    show_default=True,
+    metavar="N:M",
+    help="Which weights may stay together: 2:4, block:4x8 or rows:32.",
+)
+@click.option(
     "--effort",
     type=click.Choice(["quick", "default", "best"]),
     default="default",

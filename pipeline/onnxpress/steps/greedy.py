@@ -89,6 +89,10 @@ class Greedy:
         """Give the same step with its sparsity fixed."""
         return replace(self, sparsity=sparsity)
 
+    def following(self, pattern: str) -> Greedy:
+        """Give the same step with its pattern set."""
+        return replace(self, pattern=pattern)
+
     def __call__(self, state: State, problem: Problem, /) -> State:
         """Prune to the sparsity; entries already pruned stay pruned."""
         if self.sparsity is None:

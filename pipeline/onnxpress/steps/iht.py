@@ -74,6 +74,10 @@ class Iht:
         """Give the same step with its sparsity fixed."""
         return replace(self, sparsity=sparsity)
 
+    def following(self, pattern: str) -> Iht:
+        """Give the same step with its pattern set."""
+        return replace(self, pattern=pattern)
+
     def __call__(self, state: State, problem: Problem, /) -> State:
         """Search for the best support of the size asked for, and its values."""
         if self.sparsity is None:

@@ -43,6 +43,10 @@ class Magnitude:
         """Give the same step with its sparsity fixed."""
         return replace(self, sparsity=sparsity)
 
+    def following(self, pattern: str) -> Magnitude:
+        """Give the same step with its pattern set."""
+        return replace(self, pattern=pattern)
+
     def __call__(self, state: State, problem: Problem, /) -> State:
         """Prune; values that stay are not changed, and nothing pruned returns."""
         if self.sparsity is None:
