@@ -214,7 +214,8 @@ def test_the_schema_names_every_step_and_field() -> None:
     schema = json_schema()
     assert set(schema["$defs"]) == {"step", *STEPS}
     greedy = schema["$defs"]["greedy"]
-    assert list(greedy["properties"]) == ["sparsity", "layerwise", "block", "trust", "between"]
+    fields = ["sparsity", "layerwise", "block", "trust", "between", "pattern"]
+    assert list(greedy["properties"]) == fields
     assert greedy["additionalProperties"] is False
     assert greedy["properties"]["between"]["properties"]["method"]["enum"] == [
         "auto",
