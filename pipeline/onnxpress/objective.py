@@ -274,16 +274,5 @@ def _scale(problem: Problem, place: int, spread: float) -> float:
     return share if tolerance.absolute else share * spread
 
 
-def backward(loss: Tensor, *, keep: bool = False) -> None:
-    """Push the gradient of a loss back to the leaves, none where no leaf reaches a judged output.
-
-    Args:
-        loss: a single number.
-        keep: whether the graph behind it is needed again.
-    """
-    if loss.requires_grad:
-        loss.backward(retain_graph=keep)
-
-
 def _grad(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

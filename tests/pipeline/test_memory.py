@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,8 +14,10 @@ from models import Case, case_of, convolutional_model, key, linear_model, two_he
 from onnxpress.curvature import gauss_newton, layer_hessians
 from onnxpress.memory import Batch, accumulate, ran_out
 from onnxpress.objective import Objective, objective_of
-from onnxpress.step import checked
+from onnxpress.step import Chain, checked
 from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.magnitude import Magnitude
+from onnxpress.steps.repair import Repair
 from onnxpress_adapters.batching import Batching
 from onnxpress_adapters.errors import AdapterError, StepError
 from onnxpress_adapters.trace import Trace
@@ -186,3 +188,21 @@ def test_the_batch_is_one_for_the_whole_problem() -> None:
     sizes = [len(inputs[0]) for inputs, _ in objective.batches()]
     assert sizes == [4, 4, 1]
     assert objective.gradient(case.state.tensors, [key("w")])[0] == 0
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_a_repair_goes_on_in_halves(method: Literal["adam", "lbfgs"]) -> None:
+    steps = Chain((Magnitude(sparsity=0.5), Repair(method=method)))
+    plain = case_of(two_headed_model())
+    wanted = steps(plain.state, plain.problem)
+    case = case_of(two_headed_model())
+    with scarce(SHORTAGES["cuda"]):
+        found = steps(case.state, case.problem)
+    assert objective_of(case.problem).batch.size <= FITS
+    objective = objective_of(plain.problem)
+    distances = [objective.measure_choose(after.tensors).value for after in (wanted, found)]
+    assert (
+        distances[0]
+        < objective.measure_choose(Magnitude(0.5)(plain.state, plain.problem).tensors).value
+    )
+    assert distances[1] == pytest.approx(distances[0], rel=1e-4)

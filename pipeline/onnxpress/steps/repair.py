@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxpress.objective import Objective, backward, objective_of
+from onnxpress.objective import Objective, objective_of
 from onnxpress.storage import narrow, through
 from onnxpress_adapters.specs import kind
 from onnxpress_adapters.weights import Dense, WeightKey
@@ -112,15 +112,14 @@ class Repair:
         ]
         adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
         first = [group["lr"] for group in adam.param_groups]
+        leaves = list(point.leaves.values())
         best: tuple[float, dict[WeightKey, Tensor]] | None = None
         look = max(1, steps // max(1, min(LOOKS, passes)))
         for step in range(steps):
             for group, rate in zip(adam.param_groups, first, strict=True):
                 group["lr"] = rate * 0.5 * (1 + cos(pi * step / steps))
             inputs, wanted = draw_batch(objective, batch, self.interpolate, generator)
-            adam.zero_grad(set_to_none=True)
-            loss = objective.loss(objective.outputs(point.tensors(), inputs), wanted)
-            backward(loss)
+            objective.push(point.tensors, leaves, inputs, wanted)
             adam.step()
             if (step + 1) % look == 0 or step + 1 == steps:
                 found = objective.measure_choose(point.tensors()).value
@@ -160,20 +159,12 @@ class Repair:
             tolerance_change=1e-14,
         )
 
-        def closure() -> Tensor:
-            optimiser.zero_grad(set_to_none=True)
-            total = torch.zeros((), device=problem.device)
-            laid = point.tensors(
-                {k: u * s for k, u, s in zip(point.leaves, unit, scales, strict=True)}
-            )
-            for start in range(0, len(inputs[0]), cost.batch):
-                part = [value[start : start + cost.batch] for value in inputs]
-                targets = [value[start : start + cost.batch] for value in wanted]
-                loss = objective.loss(objective.outputs(laid, part), targets)
-                loss = loss * (len(part[0]) / len(inputs[0]))
-                backward(loss, keep=True)
-                total += loss.detach()
-            return total
+        def laid() -> dict[WeightKey, Tensor]:
+            scaled = zip(point.leaves, unit, scales, strict=True)
+            return point.tensors({key: value * scale for key, value, scale in scaled})
+
+        def closure() -> float:
+            return objective.push(laid, unit, inputs, wanted)
 
         best: tuple[float, dict[WeightKey, Tensor]] | None = None
         for _ in range(rounds):
