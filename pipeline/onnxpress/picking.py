@@ -182,7 +182,7 @@ def _tolerance(
     if ran is None:
         return asked, ()
     own = tuple(
-        (name, None if value is None else value * asked.value / ran.value)
+        (name, None if value is None else value * (asked.value / ran.value))
         for name, value in ran.outputs
     )
     notes = []

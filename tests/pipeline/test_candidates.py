@@ -23,7 +23,7 @@ from onnxpress.candidates import (
     over_free,
 )
 from onnxpress.problem import Problem
-from onnxpress.search import tolerance_of
+from onnxpress.search import Point, Search, tolerance_of
 from onnxpress.state import State
 from onnxpress.step import Chain, Only, is_open
 from onnxpress.steps.greedy import Greedy
@@ -189,10 +189,8 @@ def test_a_curve_goes_on_beyond_the_tolerance_and_nothing_of_that_is_judged() ->
         assert near > 0.009 * factor / 2
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_an_interrupt_beyond_the_tolerance_loses_nothing(last: bool) -> None:
-    # Once with something within that limit, once with nothing within any.
-    law = (lambda sparsity: 0.5) if last else power(0.7, 3.5)
+def test_an_interrupt_beyond_the_tolerance_loses_nothing() -> None:
+    law = power(0.7, 3.5)
     case, judge = plain_case(), Judge([1.0])
     known = len(hunt(Fake(law), case.state, case.problem, Judge([1.0])))
     calls = [0]
@@ -207,6 +205,22 @@ def test_an_interrupt_beyond_the_tolerance_loses_nothing(last: bool) -> None:
     assert len(points) == known
     assert calls == [known + 1]
     assert judge.seen[0].notes == ()
+
+
+def test_an_interrupt_beyond_the_tolerance_with_nothing_within_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searching = Search.points
+
+    def points(self: Search, state: State, problem: Problem, known: Sequence[Point]) -> list[Point]:
+        if self.margin > 1:
+            raise KeyboardInterrupt
+        return searching(self, state, problem, known)
+
+    monkeypatch.setattr(Search, "points", points)
+    case = plain_case()
+    found = hunt(Fake(lambda s: 0.5), case.state, case.problem, Judge([1.0]), beyond=BEYOND)
+    assert len(found) > 1
 
 
 def test_an_interrupt_with_nothing_accepted_is_an_interrupt() -> None:
