@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from onnxpress.search import Point, Search, measured, tolerance_of
+from onnxpress.search import (
+    INTERRUPTED,
+    NOTHING,
+    Point,
+    Search,
+    best_of,
+    measured,
+    tolerance_of,
+    tried,
+)
 from onnxpress.step import Chain, Step, checked, fix, is_open
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.repair import Repair
@@ -28,11 +38,24 @@ sources was up to 1.5 times d on held-out ones.
 MOST_JUDGED = 3
 """Candidates the judge sees, at most: each further look would weaken the verdict."""
 
-ALONE = 40.0
-"""Units of work for the last repair of a chain that runs once."""
+ROUGH = 8.0
+"""Units of work for the repair of a candidate that shows where the tolerance lies."""
 
-AGAIN = 4
-"""Candidates tried for a second or third look of the judge."""
+FINAL = 40.0
+"""Units of work for the repair of a candidate that the judge is to see."""
+
+LESS, LEAST = 0.8, 0.25
+"""What to ask of the choose set after the judge said no, as a share of what would just have done;
+and the least share of what was asked before."""
+
+OVERSHOOT = 0.1
+"""By how much a candidate for the judge may pass the limit: the judge has a bound of its own."""
+
+ROUGHLY = 0.1
+"""How close, as a share of the entries kept, candidates with a rough repair close in."""
+
+SEARCHING = 0.5
+"""Share of the time in which they do so; the rest is for the candidate the judge is to see."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +67,33 @@ class Candidate:
     notes: tuple[str, ...] = ()
 
 
-def default_chain(*, searched: bool = True) -> Chain:
-    """Give the chain used where no recipe is given.
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a hunt.
 
-    Args:
-        searched: whether a search runs it several times; alone, its repair works longer.
+    Attributes:
+        final: makes what the judge sees.
+        rough: makes what shows how far to go, in less time; ``final`` itself where a recipe says
+            what to do.
     """
-    return Chain((Greedy(), Repair() if searched else Repair(work=ALONE)))
+
+    final: Step
+    rough: Step
+
+    @classmethod
+    def of(cls, recipe: Step) -> Plan:
+        """Run a recipe as it is written, every time."""
+        return cls(recipe, recipe)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether a candidate for the judge is made in another way than the others."""
+        return self.final is not self.rough
+
+
+def default_plan() -> Plan:
+    """Give the steps used where no recipe is given."""
+    return Plan(Chain((Greedy(), Repair(work=FINAL))), Chain((Greedy(), Repair(work=ROUGH))))
 
 
 BEYOND = (2.0, 4.0)
@@ -64,7 +107,7 @@ Judge = Callable[[Candidate], float]
 
 
 def hunt(
-    chain: Step,
+    plan: Plan,
     state: State,
     problem: Problem,
     judge: Judge,
@@ -73,10 +116,10 @@ def hunt(
     deadline: float | None = None,
     beyond: Sequence[float] = (),
 ) -> list[Point]:
-    """Run a chain and show candidates to the judge, until one is within or enough were seen.
+    """Make candidates and show some to the judge, until one is within or enough were seen.
 
     Args:
-        chain: the steps; a search fixes what is open in them.
+        plan: the steps; a search fixes what is open in them.
         state: where to begin.
         problem: the promise.
         judge: called at least once, at most ``MOST_JUDGED`` times.
@@ -89,45 +132,130 @@ def hunt(
         Every candidate that was tried, judged or not.
 
     Raises:
-        MisuseError: the sparsity cannot be reached with the weights that may change, or the chain
-            has no place for it.
+        MisuseError: the sparsity cannot be reached with the weights that may change, or the steps
+            have no place for it.
     """
-    if not is_open(chain):
+    if not is_open(plan.final):
         if sparsity is not None:
             raise MisuseError(
                 "every step of the recipe has its own sparsity; leave out --sparsity, or leave the "
                 "sparsity of a step open"
             )
-        return [_alone(chain, None, state, problem, judge)]
+        return [_alone(plan.final, None, state, problem, judge)]
     floor = 0.0 if sparsity is None else over_free(state, sparsity)
     if problem.tolerance is None:
-        return [_alone(fix(chain, floor), floor, state, problem, judge)]
+        return [_alone(fix(plan.final, floor), floor, state, problem, judge)]
     margin = margin_of(problem.related)
-    first = search = Search(chain, floor=floor, margin=margin, deadline=deadline)
-    points: list[Point] = []
-    seen: list[State] = []
-    for _ in range(MOST_JUDGED):
-        points = search.points(state, problem, points)
-        best = search.best(points, problem)
-        if any(best.state is known for known in seen):
-            break  # nothing better was found: a second look at the same would say the same
-        seen.append(best.state)
-        excess = judge(Candidate(best.state, fix(chain, best.sparsity), best.notes))
-        if best.notes:  # interrupted
-            return points
-        if excess <= 1 or best.sparsity <= floor:
-            break
-        # The judge saw more than the choose set did: ask that set for as much less.
-        share = best.upper / tolerance_of(problem) * min(0.8, max(0.25, 0.8 / excess))
-        search = replace(search, margin=min(search.margin, share), rounds=AGAIN)
+    search = Search(plan.rough, floor=floor, margin=margin, deadline=deadline)
+    if plan.is_staged:
+        search = replace(search, resolution=ROUGHLY, deadline=_searching_until(deadline))
+    finish = _Finish(plan.final, search, state, problem, deadline)
+    points = search.points(state, problem)
+    points = _looked(finish, points, judge, staged=plan.is_staged)
+    if any(point.notes for point in points):  # interrupted
+        return points
     for factor in beyond:
-        wider = replace(first, margin=margin * factor, rounds=FURTHER)
+        wider = replace(search, margin=margin * factor, rounds=FURTHER, deadline=deadline)
         try:
             points = wider.points(state, problem, points)
         except KeyboardInterrupt:
             break  # the verdict is there already
         if any(point.notes for point in points):  # interrupted with a candidate within this limit
             break
+    return points
+
+
+def _searching_until(deadline: float | None) -> float | None:
+    """Give the moment at which a search leaves the time to a candidate for the judge."""
+    if deadline is None:
+        return None
+    now = monotonic()
+    return now + SEARCHING * (deadline - now)
+
+
+@dataclass(frozen=True, eq=False)
+class _Finish:
+    """Make a candidate for the judge from what a search tried.
+
+    Attributes:
+        step: makes it; its sparsity is open.
+        search: says where.
+        state: where to begin.
+        problem: the promise.
+        deadline: a moment of ``time.monotonic`` after which it is not begun.
+    """
+
+    step: Step
+    search: Search
+    state: State
+    problem: Problem
+    deadline: float | None
+
+    @property
+    def limit(self) -> float:
+        """The largest bound a candidate may have before the judge has said anything."""
+        return tolerance_of(self.problem) * self.search.margin
+
+    def __call__(
+        self, points: list[Point], limit: float, refused: Point | None = None
+    ) -> tuple[list[Point], Point | None]:
+        """Make one where the bound is expected to meet a limit.
+
+        Args:
+            points: tried so far.
+            limit: for its bound.
+            refused: what the judge said no to, its bound above the limit; the next is less sparse.
+
+        Returns:
+            The points with it, and the one for the judge. That is the best of those there were
+            where there is no time for another or the other came out worse, or None.
+
+        Raises:
+            KeyboardInterrupt: interrupted with nothing within the tolerance to show instead.
+        """
+        left = [point for point in points if refused is None or point.sparsity < refused.sparsity]
+        known = best_of(left, limit) if left else None
+        if self.deadline is not None and monotonic() > self.deadline:
+            return points, known
+        sparsity = self.search.proposal(left if refused is None else [*left, refused], limit)
+        steps = fix(self.step, sparsity)
+        if any(point.steps == steps for point in left):  # a floor that was tried already
+            return points, known
+        self.problem.progress("pressing", 0.9, f"finishing at sparsity {sparsity:.3f}")
+        try:
+            point = tried(self.step, sparsity, self.state, self.problem)
+        except KeyboardInterrupt:
+            if known is None or known.upper > tolerance_of(self.problem):
+                raise
+            noted = replace(known, notes=(*known.notes, INTERRUPTED))
+            return [noted if one is known else one for one in points], noted
+        points = [*points, point]
+        if known is None or point.upper <= limit * (1 + OVERSHOOT):
+            return points, point
+        return points, best_of([point, known], limit)
+
+
+def _looked(finish: _Finish, points: list[Point], judge: Judge, *, staged: bool) -> list[Point]:
+    """Show the judge a candidate, and as long as it says no, a less sparse one.
+
+    Returns:
+        The points, and what was made beside them.
+    """
+    limit = finish.limit
+    best: Point | None = best_of(points, limit)
+    if staged and not any(point.notes for point in points):
+        points, best = finish(points, limit)
+    for look in range(1, MOST_JUDGED + 1):
+        if best is None:  # nothing less sparse is to be had
+            break
+        excess = judge(Candidate(best.state, best.steps, best.notes))
+        if best.notes or excess <= 1 or best.sparsity <= finish.search.floor:
+            break
+        if look < MOST_JUDGED:
+            # The judge saw more than the choose set did: ask that set for as much less.
+            had = max(best.upper, NOTHING * limit)
+            limit = min(limit, had * min(LESS, max(LEAST, LESS / excess)))
+            points, best = finish(points, limit, replace(best, upper=had))
     return points
 
 
@@ -141,10 +269,11 @@ def _alone(steps: Step, asked: float | None, state: State, problem: Problem, jud
     found = checked(steps, state, problem)
     sparsity = found.sparsity if asked is None else asked
     try:
-        point = measured(sparsity, found, problem)
+        point = measured(sparsity, found, steps, problem)
     except StepError as error:
         # Nothing was to be chosen here, so the judge can still say what becomes of such outputs.
-        point = Point(sparsity, found, inf, inf, (f"its distance was not measured: {error}",), nan)
+        note = f"its distance was not measured: {error}"
+        point = Point(sparsity, found, steps, inf, inf, (note,), nan)
     judge(Candidate(point.state, steps, point.notes))
     return point
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from onnx import numpy_helper
 
-from onnxpress.candidates import BEYOND, Candidate, default_chain, hunt
+from onnxpress.candidates import BEYOND, Candidate, Plan, default_plan, hunt
 from onnxpress.cost import Cost, full_precision, one_thread_spared
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
@@ -78,7 +78,7 @@ class Job:
         shape: sizes of inputs the model leaves open.
         judge: inputs for the verdict alone.
         sequence: whether neighbouring samples of the data belong together.
-        recipe: the steps; ``default_chain()`` unless given.
+        recipe: the steps; those of ``default_plan()`` unless given.
         pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
             ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
             own.
@@ -159,9 +159,9 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     with one_thread_spared(), full_precision():
         problem = _problem(job, model, samples, tolerance, progress)
     state = _first_state(job, model, problem, free)
-    chain = job.recipe or follow(default_chain(searched=tolerance is not None), job.pattern)
+    plan = _plan(job)
     enough = Pattern.parse(job.pattern).most > 0  # n:m says by itself how far to go
-    if job.sparsity is None and tolerance is None and is_open(chain) and not enough:
+    if job.sparsity is None and tolerance is None and is_open(plan.final) and not enough:
         raise MisuseError(
             "nothing says how far to go: give a tolerance such as --tolerance 1%, a sparsity such "
             "as --sparsity 90%, a pattern such as --pattern 2:4, or a recipe whose steps have a "
@@ -176,7 +176,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
 
     with one_thread_spared(), full_precision():
         points = hunt(
-            chain,
+            plan,
             state,
             problem,
             look,
@@ -191,10 +191,10 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         size_bytes = write(last.patched.model, job.target)
     notes = []
     if job.trace is not None:
-        origin = _origin(job, model, problem, samples, state, chain)
+        origin = _origin(job, model, problem, samples, state, plan.final)
         seen = [label for part in (samples.fit, samples.choose) for label in labels_of(part)]
         taken = save_trace(
-            job.trace, origin, chain, points, problem.reference, seen if problem.related else ()
+            job.trace, origin, points, problem.reference, seen if problem.related else ()
         )
         many = "1 candidate" if len(points) == 1 else f"{len(points)} candidates"
         notes.append(f"{job.trace} keeps {many} for `onnxpress pick` ({taken:,} bytes)")
@@ -245,6 +245,13 @@ def _check(job: Job) -> None:
             raise MisuseError(f"cannot write {job.trace}: it is a folder; name a file in it")
         if job.trace.resolve() in (job.model.resolve(), job.target.resolve()):
             raise MisuseError(f"{job.trace} is the name of a model; give the trace another")
+
+
+def _plan(job: Job) -> Plan:
+    if job.recipe is not None:
+        return Plan.of(job.recipe)
+    plan = default_plan()
+    return Plan(follow(plan.final, job.pattern), follow(plan.rough, job.pattern))
 
 
 def _seconds(text: str) -> float:

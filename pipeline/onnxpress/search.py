@@ -25,6 +25,13 @@ FIRST = 0.6
 STEEPNESS = 3.5
 """log d against log density: 2.3 to 5.8 over seven networks of all kinds."""
 
+INNER = (0.15, 0.85)
+"""The part of a bracket a candidate may lie in that is to make the bracket smaller."""
+
+WHOLE = (0.0, 1.0)
+
+INTERRUPTED = "interrupted: this is the best that was found until then"
+
 NOTHING = 1e-6
 """Share of the tolerance below which d counts as none; it may be exactly zero."""
 
@@ -36,6 +43,7 @@ class Point:
     Attributes:
         sparsity: what the budgeted steps were given.
         state: what they made of it.
+        steps: that made it, every sparsity fixed.
         distance: d on the choose set, scaled as the tolerance is (``Objective``).
         upper: a bound on it, ``DEVIATIONS`` standard errors up.
         notes: what a reader of the report should know.
@@ -45,6 +53,7 @@ class Point:
 
     sparsity: float
     state: State
+    steps: Step
     distance: float
     upper: float
     notes: tuple[str, ...] = ()
@@ -90,21 +99,13 @@ class Search:
             StepError: none was.
         """
         limit = tolerance_of(problem) * self.margin
-        best = self.best(self.points(state, problem), problem)
+        best = best_of(self.points(state, problem), limit)
         if best.upper > limit:
             raise StepError(
                 f"no sparsity was within the tolerance; closest: {best.distance:.3g} "
                 f"at sparsity {best.sparsity:.2f}"
             )
         return best.state
-
-    def best(self, points: Sequence[Point], problem: Problem) -> Point:
-        """Give the sparsest candidate within the margin, or else the nearest to it."""
-        limit = tolerance_of(problem) * self.margin
-        within = [point for point in points if point.upper <= limit]
-        if not within:
-            return min(points, key=lambda point: point.upper)
-        return max(within, key=lambda point: point.sparsity)
 
     def points(self, state: State, problem: Problem, known: Sequence[Point] = ()) -> list[Point]:
         """Try candidates and give all of them, those already known first.
@@ -115,10 +116,10 @@ class Search:
         points = list(known)
         for place in range(self.rounds):
             low, high = _bracket(points, limit)
-            if high[0] <= self.floor or (1 - low[0]) <= (1 - high[0]) * (1 + self.resolution):
-                break
-            if points and self.deadline is not None and monotonic() > self.deadline:
-                break
+            narrow = (1 - low[0]) <= (1 - high[0]) * (1 + self.resolution)
+            late = self.deadline is not None and monotonic() > self.deadline
+            if points and (high[0] <= self.floor or narrow or late):
+                break  # one is always tried, or there would be nothing to judge
             sparsity = max(self.floor, _between(low, high, limit) if points else FIRST)
             problem.progress("pressing", place / self.rounds, f"trying sparsity {sparsity:.3f}")
             try:
@@ -126,22 +127,48 @@ class Search:
             except KeyboardInterrupt:
                 if low[0] == 0.0:
                     raise
-                note = "interrupted: this is the best that was found until then"
-                return [replace(point, notes=(*point.notes, note)) for point in points]
+                return [replace(point, notes=(*point.notes, INTERRUPTED)) for point in points]
             points.append(point)
         return points
 
+    def proposal(self, points: Sequence[Point], limit: float) -> float:
+        """Say where between the points tried the bound should meet a limit.
+
+        Args:
+            points: tried, at least one.
+            limit: for a candidate's upper bound.
+
+        Returns:
+            A sparsity; no less than the floor.
+        """
+        return max(self.floor, _between(*_bracket(points, limit), limit, WHOLE))
+
     def _try(self, sparsity: float, state: State, problem: Problem) -> Point:
-        objective_of(problem)  # outputs that are not finite are refused before any work
-        return measured(sparsity, checked(fix(self.step, sparsity), state, problem), problem)
+        return tried(self.step, sparsity, state, problem)
 
 
-def measured(sparsity: float, state: State, problem: Problem) -> Point:
+def best_of(points: Sequence[Point], limit: float) -> Point:
+    """Give the sparsest point whose bound is within a limit, or else the nearest to it."""
+    within = [point for point in points if point.upper <= limit]
+    if not within:
+        return min(points, key=lambda point: point.upper)
+    return max(within, key=lambda point: point.sparsity)
+
+
+def tried(step: Step, sparsity: float, state: State, problem: Problem) -> Point:
+    """Run a step with its open budgets at a sparsity, and measure what it makes."""
+    objective_of(problem)  # outputs that are not finite are refused before any work
+    steps = fix(step, sparsity)
+    return measured(sparsity, checked(steps, state, problem), steps, problem)
+
+
+def measured(sparsity: float, state: State, steps: Step, problem: Problem) -> Point:
     """Measure d of a candidate on the choose set and, beside it, on the fit set.
 
     Args:
         sparsity: what the candidate was made for.
         state: the candidate.
+        steps: that made it.
         problem: the samples.
 
     Raises:
@@ -153,7 +180,7 @@ def measured(sparsity: float, state: State, problem: Problem) -> Point:
     value, upper = chosen.value, chosen.upper(DEVIATIONS)
     note = f"sparsity {sparsity:.4f}: d {value:.3g}, at most {upper:.3g} on choose"
     bound = upper if isfinite(upper) else inf
-    return Point(sparsity, state.noted(note), value, bound, fitted=fitted)
+    return Point(sparsity, state.noted(note), steps, value, bound, fitted=fitted)
 
 
 def tolerance_of(problem: Problem) -> float:
@@ -181,13 +208,25 @@ def _bracket(
     return low, high
 
 
-def _between(low: tuple[float, float], high: tuple[float, float], limit: float) -> float:
-    """Propose a sparsity inside the bracket, by a line through log d against log density."""
-    kept_low, kept_high = log(1 - low[0]), log(max(1 - high[0], 1e-6))
+def _between(
+    low: tuple[float, float],
+    high: tuple[float, float],
+    limit: float,
+    within: tuple[float, float] = INNER,
+) -> float:
+    """Propose a sparsity inside the bracket, by a line through log d against log density.
+
+    Args:
+        low: sparsity and bound of the bracket's lower end.
+        high: of its upper end.
+        limit: for the bound.
+        within: the part of the bracket a proposal may lie in.
+    """
+    kept_low, kept_high = (log(max(1 - end[0], 1e-6)) for end in (low, high))
     below = max(low[1], NOTHING * limit)
     if low[0] > 0 and high[0] < 1:
         share = log(limit / below) / log(high[1] / below) if high[1] < inf else 0.5
-        return 1 - exp(kept_low + min(0.85, max(0.15, share)) * (kept_high - kept_low))
+        return 1 - exp(kept_low + min(within[1], max(within[0], share)) * (kept_high - kept_low))
     # One side only: d grows like a power of the density, about STEEPNESS. Half a step further, so
     # that the limit is soon between two points.
     if low[0] > 0:

@@ -23,7 +23,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from onnxpress import __version__
-from onnxpress.step import fix
 from onnxpress_adapters.errors import ExportError, MisuseError
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.weights import WeightKey
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from onnxpress.search import Point
-    from onnxpress.step import Step
 
 FORMAT = 1
 """Raised whenever a file of before could be misread."""
@@ -185,7 +183,6 @@ def digest_of(model: ModelProto) -> str:
 def save_trace(
     path: Path,
     origin: Origin,
-    chain: Step,
     points: Sequence[Point],
     reference: Mapping[WeightKey, Tensor],
     seen: Sequence[bytes] = (),
@@ -195,7 +192,6 @@ def save_trace(
     Args:
         path: of the file; an older one is replaced.
         origin: the run.
-        chain: its steps.
         points: every candidate.
         reference: the original constants.
         seen: labels of the samples the run fitted on and chose with, where they came from data.
@@ -227,7 +223,7 @@ def save_trace(
                 fitted=_finite(point.fitted),
                 distance=_finite(point.distance),
                 upper=_finite(point.upper),
-                steps=str(fix(chain, point.sparsity)),
+                steps=str(point.steps),
                 log=point.state.log,
                 changed=tuple(changed),
             )

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
+from math import inf
 from time import monotonic
 
 import pytest
 
-from fake_steps import Fake, plain_case, power
+from fake_steps import Fake, Law, plain_case, power
 from models import case_of, key, two_headed_model
 from onnxpress.candidates import (
-    ALONE,
     BEYOND,
+    FINAL,
     FURTHER,
+    LESS,
     MOST_JUDGED,
     RESERVE,
+    ROUGH,
+    ROUGHLY,
     Candidate,
-    default_chain,
+    Plan,
+    default_plan,
     hunt,
     over_free,
 )
 from onnxpress.problem import Problem
-from onnxpress.search import Point, Search, tolerance_of
+from onnxpress.search import INTERRUPTED, Point, Search, tolerance_of
 from onnxpress.state import State
 from onnxpress.step import Chain, Only, is_open
 from onnxpress.steps.greedy import Greedy
@@ -54,16 +60,20 @@ class Judge:
         return given
 
 
-def test_the_default_chain_is_open() -> None:
-    assert default_chain() == Chain((Greedy(), Repair()))
-    assert default_chain(searched=False) == Chain((Greedy(), Repair(work=ALONE)))
-    assert is_open(default_chain())
+def test_the_default_plan_is_open() -> None:
+    plan = default_plan()
+    assert plan.final == Chain((Greedy(), Repair(work=FINAL)))
+    assert plan.rough == Chain((Greedy(), Repair(work=ROUGH)))
+    assert is_open(plan.final)
+    assert is_open(plan.rough)
+    assert plan.is_staged
+    assert not Plan.of(plan.final).is_staged
 
 
 def test_an_accepted_candidate_ends_it() -> None:
     case, judge = plain_case(), Judge([1.0])
     law = power(0.7, 3.5)
-    tried = hunt(Fake(law), case.state, case.problem, judge)
+    tried = hunt(Plan.of(Fake(law)), case.state, case.problem, judge)
     assert judge.seen[0].state in [point.state for point in tried]
     assert len(tried) > 1
     (sparsity,) = judge.sparsities
@@ -74,7 +84,7 @@ def test_an_accepted_candidate_ends_it() -> None:
 
 def test_rejections_tighten_at_most_three_times() -> None:
     case, judge, law = plain_case(), Judge([1.5]), power(0.7, 3.5)
-    hunt(Fake(law), case.state, case.problem, judge)
+    hunt(Plan.of(Fake(law)), case.state, case.problem, judge)
     assert len(judge.seen) == MOST_JUDGED
     asked = [law(sparsity) for sparsity in judge.sparsities]
     # Each look asks the choose set for less than 0.8 / 1.5 of what the one before had.
@@ -84,7 +94,7 @@ def test_rejections_tighten_at_most_three_times() -> None:
 
 def test_a_second_look_may_be_accepted() -> None:
     case, judge = plain_case(), Judge([3.0, 0.9])
-    hunt(Fake(power(0.7, 3.5)), case.state, case.problem, judge)
+    hunt(Plan.of(Fake(power(0.7, 3.5))), case.state, case.problem, judge)
     first, second = judge.sparsities
     assert second < first
 
@@ -93,11 +103,11 @@ def test_no_candidate_is_judged_twice() -> None:
     # The choose set sees no difference between candidates, the judge always rejects.
     for law in (lambda sparsity: 0.002, lambda sparsity: 0.5):
         case, judge = plain_case(), Judge([2.0])
-        hunt(Fake(law), case.state, case.problem, judge)
+        hunt(Plan.of(Fake(law)), case.state, case.problem, judge)
         assert len(judge.sparsities) == len(set(judge.sparsities))
     case, judge = plain_case(), Judge([2.0])
     late = monotonic() - 1
-    hunt(Fake(power(0.7, 3.5)), case.state, case.problem, judge, deadline=late)
+    hunt(Plan.of(Fake(power(0.7, 3.5))), case.state, case.problem, judge, deadline=late)
     assert judge.sparsities == [0.6]
 
 
@@ -107,7 +117,7 @@ def test_related_samples_leave_a_reserve() -> None:
     for related in (False, True):
         case, judge = plain_case(), Judge([1.0])
         problem = replace(case.problem, related=related)
-        hunt(Fake(law), case.state, problem, judge)
+        hunt(Plan.of(Fake(law)), case.state, problem, judge)
         asked.append(law(judge.sparsities[0]))
     assert asked[0] > RESERVE * tolerance_of(case.problem) >= asked[1]
 
@@ -115,17 +125,17 @@ def test_related_samples_leave_a_reserve() -> None:
 def test_with_a_tolerance_a_sparsity_is_the_least_to_accept() -> None:
     case, judge = plain_case(), Judge([5.0])
     step = Fake(power(0.5, 3.5))
-    hunt(step, case.state, case.problem, judge, sparsity=0.8)
+    hunt(Plan.of(step), case.state, case.problem, judge, sparsity=0.8)
     assert judge.sparsities == [0.8]  # beyond the tolerance, but nothing below may be accepted
     assert step.tried == [0.8]
     case, judge = plain_case(), Judge([5.0])
-    hunt(Fake(power(0.9, 3.5)), case.state, case.problem, judge, sparsity=0.8)
+    hunt(Plan.of(Fake(power(0.9, 3.5))), case.state, case.problem, judge, sparsity=0.8)
     assert min(judge.sparsities) >= 0.8
 
 
 def test_without_a_tolerance_the_sparsity_is_made() -> None:
     case, judge = plain_case(None), Judge([7.0])
-    hunt(Chain((Magnitude(), Repair())), case.state, case.problem, judge, sparsity=0.5)
+    hunt(Plan.of(Chain((Magnitude(), Repair()))), case.state, case.problem, judge, sparsity=0.5)
     (candidate,) = judge.seen
     assert candidate.state.sparsity == 0.5
     assert candidate.steps == Chain((Magnitude(sparsity=0.5), Repair()))
@@ -134,14 +144,14 @@ def test_without_a_tolerance_the_sparsity_is_made() -> None:
 def test_fixed_steps_run_as_written() -> None:
     case, judge = plain_case(), Judge([7.0])
     chain = Chain((Magnitude(sparsity=0.5),))
-    (point,) = hunt(chain, case.state, case.problem, judge)
+    (point,) = hunt(Plan.of(chain), case.state, case.problem, judge)
     (candidate,) = judge.seen
     assert candidate.steps is chain
     assert point.state is candidate.state
     assert (point.sparsity, point.fitted > 0) == (0.5, True)
     assert candidate.state.sparsity == 0.5
     with pytest.raises(MisuseError, match="every step of the recipe has its own sparsity; leave"):
-        hunt(chain, case.state, case.problem, judge, sparsity=0.5)
+        hunt(Plan.of(chain), case.state, case.problem, judge, sparsity=0.5)
 
 
 class Diverges:
@@ -157,7 +167,7 @@ def test_steps_are_checked() -> None:
     case = plain_case()
     for chain in (Diverges(), Chain((Magnitude(), Diverges()))):
         with pytest.raises(StepError, match="not finite"):
-            hunt(chain, case.state, case.problem, Judge([1.0]))
+            hunt(Plan.of(chain), case.state, case.problem, Judge([1.0]))
 
 
 def test_an_interrupt_with_something_accepted_is_the_last_candidate() -> None:
@@ -170,18 +180,207 @@ def test_an_interrupt_with_something_accepted_is_the_last_candidate() -> None:
         return law(sparsity)
 
     case, judge = plain_case(), Judge([2.0])
-    hunt(Fake(interrupted), case.state, case.problem, judge)
+    hunt(Plan.of(Fake(interrupted)), case.state, case.problem, judge)
     (candidate,) = judge.seen
     assert candidate.notes == ("interrupted: this is the best that was found until then",)
     assert calls == [3]
 
 
+def times(factor: float, law: Law, sparsity: float) -> float:
+    return factor * law(sparsity)
+
+
+class Staged:
+    """A plan whose quick repairs leave three times what the long one leaves."""
+
+    def __init__(self, final: Law, rough: Law) -> None:
+        self.final, self.rough = Fake(final), Fake(rough)
+        self.plan = Plan(self.final, self.rough)
+
+
+def staged(knee: float = 0.7) -> Staged:
+    final = power(knee, 3.5)
+    return Staged(final, partial(times, 3.0, final))
+
+
+def test_what_the_judge_sees_is_made_by_the_final_steps() -> None:
+    case, judge, both = plain_case(), Judge([1.0]), staged()
+    points = hunt(both.plan, case.state, case.problem, judge)
+    (candidate,) = judge.seen
+    (sparsity,) = both.final.tried
+    assert candidate.steps == both.final.at(sparsity)
+    # Where the quick repairs meet the limit, and within what they left between them.
+    assert 3 * both.final.law(sparsity) == pytest.approx(0.009, rel=0.02)
+    assert [point.sparsity for point in points] == [*both.rough.tried, sparsity]
+    assert [point.steps for point in points] == [
+        *(both.rough.at(one) for one in both.rough.tried),
+        candidate.steps,
+    ]
+    low = max(s for s in both.rough.tried if 3 * both.final.law(s) <= 0.009)
+    high = min(s for s in both.rough.tried if 3 * both.final.law(s) > 0.009)
+    assert low < sparsity < high
+    assert 1 < (1 - low) / (1 - high) <= 1 + ROUGHLY
+
+
+def test_a_rough_candidate_is_shown_where_the_long_repair_came_out_worse() -> None:
+    rough = power(0.7, 3.5)
+    for worse, shown in ((1.05, True), (1.3, False)):  # the first by less than ``OVERSHOOT``
+        case, judge = plain_case(), Judge([1.0])
+        both = Staged(partial(times, worse, rough), rough)
+        points = hunt(both.plan, case.state, case.problem, judge)
+        assert points[-1].steps == both.final.at(both.final.tried[0])
+        best = max((p for p in points[:-1] if p.upper <= 0.009), key=lambda p: p.sparsity)
+        assert judge.seen[0].state is (points[-1] if shown else best).state
+
+
+def test_a_second_look_asks_for_less() -> None:
+    case, judge, both = plain_case(), Judge([1.5, 1.2, 1.1]), staged()
+    hunt(both.plan, case.state, case.problem, judge)
+    assert judge.sparsities == both.final.tried
+    assert len(both.final.tried) == MOST_JUDGED
+    law = both.final.law
+    for (before, after), excess in zip(pairwise(both.final.tried), (1.5, 1.2), strict=True):
+        assert after < before
+        # The next lies between what the quick ones left and what the refused one left.
+        assert law(after) <= LESS / excess * law(before) * 1.001
+
+
+def test_no_look_asks_for_more_than_the_first() -> None:
+    # Nothing is within the limit, and the judge says that by little.
+    case, judge = plain_case(), Judge([1.01])
+    hunt(Plan.of(Fake(lambda sparsity: 0.5)), case.state, case.problem, judge)
+    assert judge.sparsities == sorted(judge.sparsities, reverse=True)
+    assert len(judge.seen) == MOST_JUDGED
+
+
+@pytest.mark.parametrize("value", [0.0, 0.002, 0.5, inf])
+@pytest.mark.parametrize("excess", [1.01, 3.0, inf])
+def test_flat_laws_are_judged_less_and_less_sparse(value: float, excess: float) -> None:
+    def law(sparsity: float) -> float:
+        return value
+
+    for plan in (Plan.of(Fake(law)), Staged(law, law).plan):
+        case, judge = plain_case(), Judge([excess])
+        hunt(plan, case.state, case.problem, judge)
+        assert len(judge.seen) == MOST_JUDGED
+        assert all(before > after > 0 for before, after in pairwise(judge.sparsities))
+
+
+def test_at_the_floor_the_long_repair_may_be_enough() -> None:
+    case, judge, both = plain_case(), Judge([5.0]), staged(0.7)
+    points = hunt(both.plan, case.state, case.problem, judge, sparsity=0.65)
+    assert (both.rough.tried, both.final.tried) == ([0.65], [0.65])
+    assert points[0].upper > 0.009 >= points[1].upper
+    assert [candidate.state for candidate in judge.seen] == [points[1].state]
+
+
+def test_a_floor_is_not_tried_again() -> None:
+    case, judge = plain_case(), Judge([5.0])
+    step = Fake(power(0.72, 3.5))
+    hunt(Plan.of(step), case.state, case.problem, judge, sparsity=0.7)
+    assert len(step.tried) == len(set(step.tried))
+    assert judge.sparsities[-1] == 0.7
+    assert min(step.tried) == 0.7
+
+
+class Clock:
+    """A clock that stands still but when a step works."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        for name in ("onnxpress.search.monotonic", "onnxpress.candidates.monotonic"):
+            monkeypatch.setattr(name, lambda: self.now)
+
+    def taking(self, seconds: float, law: Law) -> Law:
+        def slow(sparsity: float) -> float:
+            self.now += seconds
+            return law(sparsity)
+
+        return slow
+
+
+@pytest.mark.parametrize(
+    ("deadline", "rough", "final"), [(70.0, 4, 2), (40.0, 3, 1), (8.0, 1, 0), (-1.0, 1, 0)]
+)
+def test_a_deadline_leaves_time_for_what_the_judge_sees(
+    deadline: float, rough: int, final: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, law = Clock(monkeypatch), power(0.9, 3.5)
+    both = Staged(clock.taking(30, law), clock.taking(10, law))
+    case, judge = plain_case(), Judge([2.0])
+    points = hunt(both.plan, case.state, case.problem, judge, deadline=deadline, beyond=BEYOND)
+    assert (len(both.rough.tried), len(both.final.tried)) == (rough, final)
+    assert len(points) == rough + final
+    shown = both.final if final else both.rough
+    assert judge.seen[0].steps == shown.at(shown.tried[0])
+
+
+class InterruptedAt:
+    """A law that is interrupted when it is asked a certain time."""
+
+    def __init__(self, law: Law, call: int) -> None:
+        self.law, self.call = law, call
+
+    def __call__(self, sparsity: float) -> float:
+        self.call -= 1
+        if self.call == 0:
+            raise KeyboardInterrupt
+        return self.law(sparsity)
+
+
+def test_an_interrupt_while_finishing_keeps_the_best_within_the_tolerance() -> None:
+    law = power(0.7, 3.5)
+    case, judge = plain_case(), Judge([2.0])
+    both = Staged(InterruptedAt(law, 1), law)
+    points = hunt(both.plan, case.state, case.problem, judge, beyond=BEYOND)
+    (candidate,) = judge.seen
+    assert candidate.notes == (INTERRUPTED,)
+    best = max((p for p in points if p.upper <= 0.009), key=lambda p: p.sparsity)
+    assert candidate.state is best.state
+    assert [point.notes for point in points if point is not best] == [()] * (len(points) - 1)
+    assert [point.sparsity for point in points] == both.rough.tried
+
+
+def test_an_interrupt_after_a_refusal_shows_a_less_sparse_one() -> None:
+    law = power(0.7, 3.5)
+    case, judge = plain_case(), Judge([1.5])
+    both = Staged(InterruptedAt(law, 2), law)
+    hunt(both.plan, case.state, case.problem, judge)
+    first, second = judge.seen
+    assert first.notes == ()
+    assert second.notes == (INTERRUPTED,)
+    assert isinstance(second.steps, Fake)
+    assert second.steps.sparsity in both.rough.tried
+    assert judge.sparsities[1] < judge.sparsities[0]
+
+
+@pytest.mark.parametrize(("value", "call"), [(0.5, 1), (0.5, 2)])
+def test_an_interrupt_while_finishing_with_nothing_to_show(value: float, call: int) -> None:
+    def law(sparsity: float) -> float:
+        return value
+
+    case, judge = plain_case(), Judge([2.0])
+    with pytest.raises(KeyboardInterrupt):
+        hunt(Staged(InterruptedAt(law, call), law).plan, case.state, case.problem, judge)
+    assert len(judge.seen) == call - 1
+
+
+def test_what_was_refused_is_not_what_an_interrupt_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, law = Clock(monkeypatch), power(0.62, 3.5)
+    both = Staged(InterruptedAt(partial(times, 2.0, law), 2), clock.taking(10, law))
+    case, judge = plain_case(), Judge([2.0])
+    with pytest.raises(KeyboardInterrupt):
+        hunt(both.plan, case.state, case.problem, judge, deadline=12.0)
+    assert (both.rough.tried, judge.sparsities) == ([0.6], [0.6])
+    assert both.final.tried[0] > 0.6 > both.final.tried[1]
+
+
 def test_a_curve_goes_on_beyond_the_tolerance_and_nothing_of_that_is_judged() -> None:
     law = power(0.7, 3.5)
     case, judge = plain_case(), Judge([1.0])
-    points = hunt(Fake(law), case.state, case.problem, judge, beyond=BEYOND)
+    points = hunt(Plan.of(Fake(law)), case.state, case.problem, judge, beyond=BEYOND)
     assert len(judge.seen) == 1
-    alone = hunt(Fake(law), case.state, case.problem, Judge([1.0]))
+    alone = hunt(Plan.of(Fake(law)), case.state, case.problem, Judge([1.0]))
     assert [point.sparsity for point in points[: len(alone)]] == [p.sparsity for p in alone]
     assert 1 <= len(points) - len(alone) <= FURTHER * len(BEYOND)
     for factor in BEYOND:
@@ -192,7 +391,7 @@ def test_a_curve_goes_on_beyond_the_tolerance_and_nothing_of_that_is_judged() ->
 def test_an_interrupt_beyond_the_tolerance_loses_nothing() -> None:
     law = power(0.7, 3.5)
     case, judge = plain_case(), Judge([1.0])
-    known = len(hunt(Fake(law), case.state, case.problem, Judge([1.0])))
+    known = len(hunt(Plan.of(Fake(law)), case.state, case.problem, Judge([1.0])))
     calls = [0]
 
     def interrupted(sparsity: float) -> float:
@@ -201,7 +400,7 @@ def test_an_interrupt_beyond_the_tolerance_loses_nothing() -> None:
             raise KeyboardInterrupt
         return law(sparsity)
 
-    points = hunt(Fake(interrupted), case.state, case.problem, judge, beyond=BEYOND)
+    points = hunt(Plan.of(Fake(interrupted)), case.state, case.problem, judge, beyond=BEYOND)
     assert len(points) == known
     assert calls == [known + 1]
     assert judge.seen[0].notes == ()
@@ -212,14 +411,18 @@ def test_an_interrupt_beyond_the_tolerance_with_nothing_within_it(
 ) -> None:
     searching = Search.points
 
-    def points(self: Search, state: State, problem: Problem, known: Sequence[Point]) -> list[Point]:
+    def points(
+        self: Search, state: State, problem: Problem, known: Sequence[Point] = ()
+    ) -> list[Point]:
         if self.margin > 1:
             raise KeyboardInterrupt
         return searching(self, state, problem, known)
 
     monkeypatch.setattr(Search, "points", points)
     case = plain_case()
-    found = hunt(Fake(lambda s: 0.5), case.state, case.problem, Judge([1.0]), beyond=BEYOND)
+    found = hunt(
+        Plan.of(Fake(lambda s: 0.5)), case.state, case.problem, Judge([1.0]), beyond=BEYOND
+    )
     assert len(found) > 1
 
 
@@ -229,7 +432,7 @@ def test_an_interrupt_with_nothing_accepted_is_an_interrupt() -> None:
 
     case, judge = plain_case(), Judge([1.0])
     with pytest.raises(KeyboardInterrupt):
-        hunt(Fake(law), case.state, case.problem, judge)
+        hunt(Plan.of(Fake(law)), case.state, case.problem, judge)
     assert judge.seen == []
 
 
@@ -254,5 +457,5 @@ def test_a_sparsity_over_all_weights_becomes_one_over_the_free_ones() -> None:
 
 def test_the_sparsity_asked_for_is_the_one_of_the_file() -> None:
     case, judge = case_of(two_headed_model()), Judge([1.0])
-    hunt(Only("w*", Magnitude()), case.only("w"), case.problem, judge, sparsity=0.5)
+    hunt(Plan.of(Only("w*", Magnitude())), case.only("w"), case.problem, judge, sparsity=0.5)
     assert judge.seen[0].state.sparsity == 0.5

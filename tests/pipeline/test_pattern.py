@@ -14,6 +14,7 @@ from torch import Tensor
 from laws import Ran, StepLaws
 from models import MODELS, case_of, graph_model, key, linear_model, normal
 from onnxpress import Job, compress, obs, press
+from onnxpress.candidates import Plan
 from onnxpress.layerwise import curves_of
 from onnxpress.objective import objective_of
 from onnxpress.pattern import FREE, Pattern
@@ -362,7 +363,7 @@ def test_the_written_file_has_the_pattern(name: str, tmp_path: Path) -> None:
 
 def test_two_of_four_needs_no_sparsity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Chain((Greedy(), Repair(work=0.05)))
-    monkeypatch.setattr(press, "default_chain", lambda **_: short)
+    monkeypatch.setattr(press, "default_plan", lambda: Plan.of(short))
     model = tmp_path / "m.onnx"
     model.write_bytes(MODELS["mlp"]().SerializeToString())
     out = tmp_path / "p.onnx"

@@ -13,7 +13,7 @@ from laws import Ran, StepLaws
 from models import case_of, two_headed_model
 from onnxpress.objective import objective_of
 from onnxpress.problem import Tolerance
-from onnxpress.search import Point, Search, tolerance_of
+from onnxpress.search import Point, Search, best_of, tolerance_of
 from onnxpress.step import Chain, Only, Step
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
@@ -58,7 +58,7 @@ def test_it_ends_within_the_resolution(law: Law) -> None:
     step = Fake(law)
     search = Search(step, rounds=12)
     points = search.points(case.state, case.problem)
-    best = search.best(points, case.problem)
+    best = best_of(points, 0.009)
     assert best.upper <= 0.009
     assert best.distance == pytest.approx(law(best.sparsity), rel=1e-3, abs=1e-9)
     kept, least = 1 - best.sparsity, 1 - knee_of(law, 0.009)
@@ -91,16 +91,16 @@ def test_nothing_within_the_tolerance() -> None:
     with pytest.raises(StepError, match=r"^no sparsity was within the tolerance; closest: 0\.\d+ "):
         search(case.state, case.problem)
     points = search.points(case.state, case.problem)
-    assert search.best(points, case.problem).sparsity == min(p.sparsity for p in points)
+    assert best_of(points, 0.009).sparsity == min(p.sparsity for p in points)
 
 
 def test_a_law_that_wavers_is_never_believed_above_the_margin() -> None:
     case = plain_case()
     search = Search(Fake(lambda s: 0.001 if int(100 * s) % 3 != 1 else 0.2), rounds=10)
     points = search.points(case.state, case.problem)
-    assert search.best(points, case.problem).upper <= 0.009
+    assert best_of(points, 0.009).upper <= 0.009
     with_all = max(p.sparsity for p in points if p.upper <= 0.009)
-    assert search.best(points, case.problem).sparsity == with_all
+    assert best_of(points, 0.009).sparsity == with_all
 
 
 def test_the_floor_is_never_passed() -> None:
@@ -140,7 +140,7 @@ def test_what_is_known_is_not_tried_again() -> None:
     further = Search(step, margin=0.5).points(case.state, case.problem, points)
     assert further[: len(points)] == points
     assert len(step.tried) > count
-    best = Search(step, margin=0.5).best(further, case.problem)
+    best = best_of(further, 0.005)
     assert best.upper <= 0.005
 
 
@@ -158,7 +158,7 @@ def test_the_upper_bound_decides_not_the_mean() -> None:
     problem = replace(case.problem, choose=[value[:12] for value in case.problem.choose])
     search = Search(Magnitude(), rounds=6)
     points = search.points(case.state, problem)
-    best = search.best(points, problem)
+    best = best_of(points, 0.045)
     assert best.distance < best.upper <= 0.045
     measured = objective_of(problem).measure_choose(best.state.tensors)
     assert (best.distance, best.upper) == (measured.value, measured.upper(1.645))
@@ -201,7 +201,7 @@ def test_interrupted_with_something_accepted_it_ends_there() -> None:
     assert [point.notes for point in points] == [
         ("interrupted: this is the best that was found until then",)
     ] * 2
-    assert search.best(points, case.problem).sparsity > 0.6
+    assert best_of(points, 0.009).sparsity > 0.6
 
 
 @pytest.mark.parametrize("law", [power(0.9, 3.5), lambda sparsity: 0.5])
@@ -221,7 +221,37 @@ def test_progress_is_told() -> None:
     assert told[1][:2] == ("pressing", 0.5)
 
 
-def test_the_best_of_none_within_is_the_nearest() -> None:
+@pytest.mark.parametrize(("limit", "place"), [(0.25, 2), (0.1, 1), (0.05, 1), (1.0, 0)])
+def test_the_best_is_the_sparsest_within_or_else_the_nearest(limit: float, place: int) -> None:
+    case, step = plain_case(), Magnitude()
+    points = [Point(s, case.state, step, d, d) for s, d in ((0.6, 0.3), (0.4, 0.1), (0.5, 0.2))]
+    assert best_of(points, limit) is points[place]
+
+
+def test_a_proposal_lies_where_the_line_meets_the_limit() -> None:
+    case, law = plain_case(), power(0.7, 3.5)
+    points = [Point(s, case.state, Magnitude(), law(s), law(s)) for s in (0.3, 0.5, 0.8, 0.9)]
+    search = Search(Magnitude())
+    for sparsity in (0.501, 0.7, 0.799):  # as near to an end as it may be
+        assert search.proposal(points, law(sparsity)) == pytest.approx(sparsity)
+    assert search.proposal(points, law(0.1)) < 0.3
+    assert replace(search, floor=0.75).proposal(points, law(0.7)) == 0.75
+
+
+@pytest.mark.parametrize("law", [lambda sparsity: 0.001, lambda sparsity: 0.5])
+def test_a_floor_may_leave_nothing(law: Law) -> None:
+    # All that may change has to go: the one candidate there is, whatever it costs.
+    case, step = plain_case(), Fake(law)
+    search = Search(step, floor=1.0)
+    points = search.points(case.state, case.problem)
+    assert step.tried == [1.0]
+    assert search.proposal(points, 0.009) == 1.0
+
+
+def test_what_made_a_candidate_stands_beside_it() -> None:
     case = plain_case()
-    points = [Point(s, case.state, d, d) for s, d in ((0.6, 0.3), (0.4, 0.1), (0.5, 0.2))]
-    assert Search(Magnitude()).best(points, case.problem) is points[1]
+    step = Chain((Fake(power(0.7, 3.5)), Repair(work=0.01)))
+    for point in Search(step, rounds=2).points(case.state, case.problem):
+        first, second = step.steps
+        assert isinstance(first, Fake)
+        assert point.steps == Chain((first.at(point.sparsity), second))

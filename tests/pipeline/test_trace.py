@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from models import Case, case_of, key, two_headed_model
 from onnxpress import __version__, press
 from onnxpress.press import Job, compress
-from onnxpress.search import Point, measured
+from onnxpress.search import Point, tried
 from onnxpress.step import Chain
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
@@ -58,17 +58,15 @@ def points(case: Case) -> list[Point]:
     """Three candidates: pruned and repaired, only pruned, and as they were but for a bias."""
     made = []
     for sparsity, step in ((0.9, CHAIN), (0.5, Magnitude())):
-        fixed = Chain((Magnitude(sparsity=sparsity), *CHAIN.steps[1:]))
-        state = (fixed if step is CHAIN else Magnitude(sparsity=sparsity))(case.state, case.problem)
-        made.append(measured(sparsity, state, case.problem))
+        made.append(tried(step, sparsity, case.state, case.problem))
     moved = case.state.with_extras({key("bias"): torch.full((12,), -0.0)})
-    return [*made, Point(0.0, moved, float("nan"), float("inf"))]
+    return [*made, Point(0.0, moved, Chain(()), float("nan"), float("inf"))]
 
 
 @pytest.fixture
 def path(case: Case, points: list[Point], tmp_path: Path) -> Path:
     path = tmp_path / "t.trace"
-    size = save_trace(path, origin(case), CHAIN, points, case.problem.reference, SEEN)
+    size = save_trace(path, origin(case), points, case.problem.reference, SEEN)
     assert size == path.stat().st_size
     assert list(tmp_path.iterdir()) == [path]
     return path
@@ -97,7 +95,11 @@ def test_the_figures_come_back_sorted(points: list[Point], path: Path) -> None:
             point.state.log,
         )
         assert one.bound == point.upper
-        assert one.steps == str(Chain((Magnitude(sparsity=one.asked), CHAIN.steps[1])))
+    assert [one.steps for one in stored] == [
+        str(Chain(())),
+        str(Magnitude(sparsity=0.5)),
+        str(Chain((Magnitude(sparsity=0.9), CHAIN.steps[1]))),
+    ]
     assert (stored[0].fitted, stored[0].distance, stored[0].upper) == (None, None, None)
     assert stored[0].bound == float("inf")
 
@@ -138,7 +140,7 @@ def test_every_number_of_zeros_packs(case: Case, tmp_path: Path) -> None:
             {key("w"): Dense(weight, weight != 0)}
         )
         path = tmp_path / f"{many}.trace"
-        save_trace(path, origin(case), CHAIN, [Point(0.1, state, 1.0, 1.0)], case.problem.reference)
+        save_trace(path, origin(case), [Point(0.1, state, CHAIN, 1.0, 1.0)], case.problem.reference)
         found = load_trace(path).weights(0, originals(case))
         assert found[key("bias")].tolist() == values.tolist()
         assert found.get(key("w"), weight.numpy()).tolist() == weight.tolist()
@@ -157,7 +159,7 @@ def test_the_digest_is_of_the_weights_with_their_names() -> None:
 
 def test_a_file_that_cannot_be_written(case: Case, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"there is no folder .*no; make it first"):
-        save_trace(tmp_path / "no" / "t", origin(case), CHAIN, [], case.problem.reference)
+        save_trace(tmp_path / "no" / "t", origin(case), [], case.problem.reference)
 
 
 def test_it_has_the_usual_rights(path: Path) -> None:
@@ -386,11 +388,11 @@ def test_an_interrupt_while_the_curve_goes_on_keeps_what_is_there(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = compress(replace(job, trace=None, recipe=Magnitude()))
-    tried = len(plain.curve)
-    monkeypatch.setattr(Interrupting, "asked", 2 - tried)  # the first one beyond the tolerance
+    many = len(plain.curve)
+    monkeypatch.setattr(Interrupting, "asked", 2 - many)  # the first one beyond the tolerance
     report = compress(replace(job, recipe=Interrupting()))
     assert report.out == job.target
-    assert len(kept(job).candidates) == tried
+    assert len(kept(job).candidates) == many
     assert report.sparsity == plain.sparsity
 
 
