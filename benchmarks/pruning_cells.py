@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rivals import NAMES
+from rivals import FIRST, NAMES
 from tables import ROOT
 
 HERE = Path(__file__).resolve().parent
@@ -48,6 +48,11 @@ class Cell:
     def is_rival(self) -> bool:
         """Whether another tool does it."""
         return self.side in NAMES
+
+    @property
+    def is_simplified(self) -> bool:
+        """Whether another tool does it, and simplifies the model first."""
+        return self.side.startswith(FIRST)
 
 
 class Cache:

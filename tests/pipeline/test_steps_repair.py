@@ -13,7 +13,7 @@ from onnxpress.problem import Problem
 from onnxpress.state import State
 from onnxpress.step import Step
 from onnxpress.steps.magnitude import Magnitude
-from onnxpress.steps.repair import Repair, draw_batch, interpolated
+from onnxpress.steps.repair import Repair
 
 
 class TestRepairByAdam(StepLaws):
@@ -100,27 +100,3 @@ def test_without_anything_free_it_does_nothing() -> None:
     case = case_of(linear_model(np.ones((2, 2))))
     empty = case.only()
     assert Repair(extras=False)(empty, case.problem) is empty
-
-
-def test_interpolations_lie_between_pairs() -> None:
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.tensor([[3], [4]])]
-    points, tokens = interpolated(inputs, 50, generator)
-    assert points.shape == (50, 2)
-    torch.testing.assert_close(points[:, 1], 2 * points[:, 0])
-    assert points.min() >= 0
-    assert points[:, 0].max() <= 1
-    assert len(points[:, 0].unique()) > 10
-    assert sorted(tokens.unique().tolist()) == [3, 4]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_a_batch_is_answered_by_the_original(share: float) -> None:
-    case = case_of(two_headed_model())
-    objective = objective_of(case.problem)
-    inputs, wanted = draw_batch(objective, 16, share, torch.Generator().manual_seed(0))
-    assert [len(value) for value in inputs] == [16]
-    known = {row.numpy().tobytes() for row in case.problem.fit[0]}
-    assert sum(row.numpy().tobytes() in known for row in inputs[0]) == round(16 * (1 - share))
-    for ours, theirs in zip(wanted, objective.reference(inputs), strict=True):
-        torch.testing.assert_close(ours, theirs)

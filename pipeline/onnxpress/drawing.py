@@ -1,0 +1,149 @@
+"""More samples than were given: the original network answers any input, so labels are free.
+
+Between two inputs there are as many as one likes; and a picture moved by a few places is another
+one. A repair that learns from these as well is closer to the original on inputs it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from onnxpress.objective import Objective
+
+SMALLEST_PICTURE = 8
+"""Places along an axis from which on it counts as one of a picture."""
+
+FARTHEST = 8
+"""A picture moves by at most one part in so many of its size."""
+
+
+def picture_axes(shape: Sequence[int]) -> tuple[int, int] | None:
+    """Say which axes of a feed are those of a picture, where it is one.
+
+    Args:
+        shape: of the feed. A picture has four axes or more, of which exactly two are long.
+
+    >>> picture_axes([1, 3, 32, 32]), picture_axes([1, 48, 48, 3]), picture_axes([1, 784])
+    ((2, 3), (1, 2), None)
+    """
+    long = [axis for axis, size in enumerate(shape) if size >= SMALLEST_PICTURE]
+    return (long[0], long[1]) if len(shape) >= 4 and len(long) == 2 else None
+
+
+def moved(inputs: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Shift pictures by a few places, around the edges, and mirror half of them.
+
+    Args:
+        inputs: one tensor ``[samples, *feed shape]`` per graph input; what is no picture of real
+            numbers is given back as it is.
+        generator: source of chance; one draw a sample, the same for all inputs.
+    """
+    samples = len(inputs[0])
+    shift = 2 * torch.rand(2, samples, generator=generator) - 1
+    mirrored = torch.rand(samples, generator=generator) < 0.5
+    result = []
+    for value in inputs:
+        axes = picture_axes(value.shape[1:]) if value.is_floating_point() else None
+        if axes is None:
+            result.append(value)
+            continue
+        places = []
+        for axis, share in zip(axes, shift, strict=True):
+            size = value.shape[axis + 1]
+            start = (share * (size / FARTHEST)).round().long()
+            places.append((torch.arange(size) + start[:, None]) % size)
+        rows, columns = places
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+        front = value.movedim((axes[0] + 1, axes[1] + 1), (1, 2))
+        who = torch.arange(samples)[:, None, None]
+        index = (who, rows[:, :, None], columns[:, None, :])
+        taken = front[tuple(part.to(value.device) for part in index)]
+        result.append(taken.movedim((1, 2), (axes[0] + 1, axes[1] + 1)))
+    return result
+
+
+def interpolated(inputs: Sequence[Tensor], count: int, generator: torch.Generator) -> list[Tensor]:
+    """Draw points between random pairs of samples; integer inputs are taken from the first.
+
+    Args:
+        inputs: one tensor ``[samples, *shape]`` per graph input.
+        count: how many points.
+        generator: source of the pairs and places.
+    """
+    samples = len(inputs[0])
+    first, second = torch.randint(0, samples, (2, count), generator=generator)
+    place = torch.rand(count, generator=generator)
+    drawn = []
+    for value in inputs:
+        left = value[first.to(value.device)]
+        if value.is_floating_point():
+            weight = place.to(value).reshape(-1, *(1,) * (value.ndim - 1))
+            left = left + (value[second.to(value.device)] - left) * weight
+        drawn.append(left)
+    return drawn
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What samples to learn from.
+
+    Attributes:
+        interpolate: share that lies between two inputs, 0 to 1; the rest is as it was given.
+        move: share of those that are shifted and mirrored, 0 to 1, where they are pictures.
+    """
+
+    interpolate: float
+    move: float
+
+    def points(
+        self, inputs: Sequence[Tensor], count: int, generator: torch.Generator
+    ) -> list[Tensor]:
+        """Draw points between pairs of inputs, some of them moved.
+
+        Args:
+            inputs: one tensor ``[samples, *feed shape]`` per graph input.
+            count: how many points.
+            generator: source of chance.
+        """
+        between = interpolated(inputs, count, generator)
+        some = round(self.move * count)
+        if not some or all(picture_axes(value.shape[1:]) is None for value in inputs):
+            return between
+        return _join(
+            moved([value[:some] for value in between], generator),
+            [value[some:] for value in between],
+        )
+
+    def batch(
+        self, objective: Objective, size: int, generator: torch.Generator
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Draw samples from the fit set, and say what the original network answers.
+
+        Args:
+            objective: whose fit set to draw from.
+            size: how many samples.
+            generator: source of chance.
+        """
+        problem, targets = objective.problem, objective.targets
+        between = round(self.interpolate * size)
+        picks = torch.randint(0, len(problem.fit[0]), (size - between,), generator=generator)
+        picks = picks.to(problem.device)
+        inputs = [value[picks] for value in problem.fit]
+        drawn = self.points(problem.fit, between, generator) if between else []
+        if targets is None:
+            inputs = _join(inputs, drawn) if between else inputs
+            return inputs, objective.reference(inputs)
+        known = [value[picks] for value in targets]
+        if not between:
+            return inputs, known
+        return _join(inputs, drawn), _join(known, objective.reference(drawn))
+
+
+def _join(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.cat(pair) for pair in zip(left, right, strict=True)]
