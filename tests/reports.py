@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from onnxpress.problem import Tolerance
-from onnxpress.report import FileSize, LayerRow, Report, SampleCounts, Sizes
+from onnxpress.report import Report, SampleCounts
+from onnxpress.sizes import FileSize, Sizes
 from onnxpress.verdict import decide
+from onnxpress.weighing import LayerRow
 from onnxpress_adapters.distance import DistanceMeter
 
 

@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxpress.press import Job, compress
+    from onnxpress.job import Job
+    from onnxpress.press import compress
     from onnxpress.recipe import load_recipe
     from onnxpress.report import Report
     from onnxpress.search import Search
@@ -44,7 +45,7 @@ _HOMES = {
     "Chain": "onnxpress.step",
     "Greedy": "onnxpress.steps.greedy",
     "Iht": "onnxpress.steps.iht",
-    "Job": "onnxpress.press",
+    "Job": "onnxpress.job",
     "Magnitude": "onnxpress.steps.magnitude",
     "Only": "onnxpress.step",
     "Repair": "onnxpress.steps.repair",

@@ -13,7 +13,8 @@ from typing import Any
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxpress.domain import call_line
-from onnxpress.report import aligned, file_bytes
+from onnxpress.report import aligned
+from onnxpress.sizes import file_bytes
 from onnxpress.verdict import percent
 from onnxpress_adapters import walk
 from onnxpress_adapters.errors import AdapterError

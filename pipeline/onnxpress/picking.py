@@ -14,10 +14,11 @@ from onnxpress.candidates import MOST_JUDGED, margin_of
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.problem import Progress, Tolerance, silent
-from onnxpress.report import Closest, CurvePoint, Report, SampleCounts, weigh
+from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
 from onnxpress.samples import Arrays, count, from_data, from_domains, labels_of, load_data
 from onnxpress.trace import Stored, Trace, digest_of, load_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
+from onnxpress.weighing import weigh
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.prunable import prunable
 from onnxpress_adapters.read import read_model

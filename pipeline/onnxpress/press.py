@@ -6,11 +6,9 @@ function.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
-from re import fullmatch
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -21,9 +19,10 @@ from onnxpress.candidates import BEYOND, Candidate, Plan, default_plan, hunt
 from onnxpress.cost import Cost, full_precision, one_thread_spared
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
+from onnxpress.job import EFFORTS, Job, check_job, parse_time
 from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
-from onnxpress.report import Closest, CurvePoint, Report, SampleCounts, weigh
+from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
 from onnxpress.samples import (
     Arrays,
     Samples,
@@ -38,6 +37,7 @@ from onnxpress.state import State
 from onnxpress.step import Step, follow, is_open, matches
 from onnxpress.trace import Origin, digest_of, save_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
+from onnxpress.weighing import weigh
 from onnxpress_adapters.errors import AdapterError, MisuseError
 from onnxpress_adapters.extras import extras
 from onnxpress_adapters.network import import_network
@@ -45,12 +45,10 @@ from onnxpress_adapters.prunable import prunable
 from onnxpress_adapters.read import read_model
 from onnxpress_adapters.specs import InputSpec, check_plain, specs
 from onnxpress_adapters.weights import Dense, WeightKey
-from onnxpress_exporters.write import Form, Patched, patch, write
+from onnxpress_exporters.write import Patched, patch, write
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-EFFORTS: Mapping[str, float] = {"quick": 0.3, "default": 1.0, "best": 4.0}
 
 PASS_UNITS = 6.0
 """Work one pass over the fit set may take; larger sets are cut to it."""
@@ -62,67 +60,6 @@ FEWEST = 64
 MOST_DRAWN = 8192
 JUDGING_SHARE = 0.75
 """Share of ``time`` after which no candidate is begun, to leave room for the judge."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A call of ``compress``; every field is what the flag of that name takes.
-
-    Attributes:
-        model: the ONNX file.
-        out: what to write; ``<model>.pressed.onnx`` unless given.
-        tolerance: ``1%`` of the output's variance, ``1e-3`` absolute, or None.
-        sparsity: zeros over all prunable weights, 0 to 1; with a tolerance, the least to accept.
-        data: inputs, as ``samples.load_data`` reads them.
-        domain: regions to draw inputs from, instead of ``data``.
-        shape: sizes of inputs the model leaves open.
-        judge: inputs for the verdict alone.
-        sequence: whether neighbouring samples of the data belong together.
-        recipe: the steps; those of ``default_plan()`` unless given.
-        pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
-            ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
-            own.
-        output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
-        flips: the largest share of changed answers, such as ``0.5%``.
-        form: how weights are written.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        include: patterns of the weights that may change, all unless given.
-        exclude: patterns of weights that may not.
-        embeddings: whether the tables that Gather looks rows up in count as prunable weights.
-        effort: ``quick``, ``default`` or ``best``.
-        time: after which nothing new is begun, such as ``10m``; the result then depends on the
-            machine.
-        trace: where to keep every candidate that was tried, for ``pick``.
-        seed: the only source of chance.
-    """
-
-    model: Path
-    out: Path | None = None
-    tolerance: str | None = None
-    sparsity: float | None = None
-    data: Path | None = None
-    domain: tuple[str, ...] = ()
-    shape: tuple[str, ...] = ()
-    judge: Path | None = None
-    sequence: bool = False
-    recipe: Step | None = None
-    pattern: str = "none"
-    output: tuple[str, ...] = ()
-    flips: str | None = None
-    form: Form = "auto"
-    device: str = "auto"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    embeddings: bool = False
-    effort: str = "default"
-    time: str | None = None
-    trace: Path | None = None
-    seed: int = 0
-
-    @property
-    def target(self) -> Path:
-        """The file to write."""
-        return self.out or self.model.with_suffix(".pressed.onnx")
 
 
 def compress(job: Job, progress: Progress = silent) -> Report:
@@ -142,13 +79,14 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         StepError: a step cannot do what its recipe says.
         ExportError: the pressed model cannot be written or run.
 
+    >>> from pathlib import Path
     >>> compress(Job(Path("no.onnx"), tolerance="1%"))
     Traceback (most recent call last):
     ...
     onnxpress_adapters.errors.BrokenModelError: cannot read no.onnx: there is no such file; ...
     """
     start = monotonic()
-    _check(job)
+    check_job(job)
     progress("reading", 0.0, str(job.model))
     model = read_model(job.model)
     inputs, outputs = specs(model)
@@ -167,7 +105,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             "as --sparsity 90%, a pattern such as --pattern 2:4, or a recipe whose steps have a "
             "sparsity"
         )
-    deadline = None if job.time is None else start + JUDGING_SHARE * _seconds(job.time)
+    deadline = None if job.time is None else start + JUDGING_SHARE * parse_time(job.time)
     judged: list[_Judged] = []
 
     def look(candidate: Candidate) -> float:
@@ -224,42 +162,11 @@ class _Judged:
         return max(1.01, *shares, 1.01)
 
 
-def _check(job: Job) -> None:
-    """Refuse what cannot work, before anything is read."""
-    if job.effort not in EFFORTS:
-        raise MisuseError(f"there is no effort '{job.effort}'; there are {', '.join(EFFORTS)}")
-    if not Pattern.parse(job.pattern).is_free and job.recipe is not None:
-        raise MisuseError(
-            "--pattern is for the steps onnxpress chooses; with a recipe, write it into the steps, "
-            f'such as `greedy: {{pattern: "{job.pattern}"}}`'
-        )
-    if job.sparsity is not None and not 0 < job.sparsity < 1:
-        raise MisuseError(f"a sparsity lies between 0 and 1, not at {job.sparsity:g}")
-    if job.target.exists() and job.model.exists() and job.target.samefile(job.model):
-        raise MisuseError(f"{job.target} would be written over the original; name another file")
-    for file in (job.target, job.trace or job.target):
-        if not file.parent.is_dir():
-            raise MisuseError(f"there is no folder {file.parent} to write to; make it first")
-    if job.trace is not None:
-        if job.trace.is_dir():
-            raise MisuseError(f"cannot write {job.trace}: it is a folder; name a file in it")
-        if job.trace.resolve() in (job.model.resolve(), job.target.resolve()):
-            raise MisuseError(f"{job.trace} is the name of a model; give the trace another")
-
-
 def _plan(job: Job) -> Plan:
     if job.recipe is not None:
         return Plan.of(job.recipe)
     plan = default_plan()
     return Plan(follow(plan.final, job.pattern), follow(plan.rough, job.pattern))
-
-
-def _seconds(text: str) -> float:
-    """Read ``90s``, ``10m`` or ``1h``."""
-    match = fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
-    if match is None:
-        raise MisuseError(f"'{text}' is no time; write it like 90s, 10m or 1h")
-    return float(match[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
 
 
 def _free(job: Job, model: ModelProto) -> frozenset[WeightKey]:

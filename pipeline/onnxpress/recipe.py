@@ -22,6 +22,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from onnxpress.job import Job
 from onnxpress.search import Search
 from onnxpress.step import Budgeted, Chain, Only, Step, check_sparsity
 from onnxpress.steps.greedy import Greedy
@@ -323,8 +324,6 @@ def _object_schema(cls: type[Any]) -> dict[str, Any]:
 
 def _settings() -> dict[str, Any]:
     """Give the keys that may stand beside ``steps``, with their types."""
-    from onnxpress.press import Job
-
     hints = get_type_hints(Job)
     taken = {field.name: hints[field.name] for field in fields(Job) if field.name != "recipe"}
     return {**taken, "report": Path | None}

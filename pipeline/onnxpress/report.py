@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import html
 import textwrap
-import zlib
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from typing import TYPE_CHECKING, Any
 
 from onnxpress import __version__
 from onnxpress.verdict import CONFIDENCE, Decision, OutputRow, Verdict, percent, words
-from onnxpress_adapters.prunable import Prunable, count_zeros, prunable
-from onnxpress_adapters.tensors import every_tensor
-from onnxpress_exporters.densify import densify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from onnxpress.problem import Tolerance
+    from onnxpress.sizes import Sizes
+    from onnxpress.weighing import LayerRow
     from onnxpress_adapters.distance import Distance
-    from onnxpress_adapters.weights import WeightKey
-    from onnxpress_exporters.write import Patched
 
-GZIP_LEVEL = 6
-GZIP_FORMAT = 31  # zlib's word for a gzip header around the largest window
-PIECE = 1 << 20
 LINE = 100
 MOST_ROWS = 12
 """Weights the text names; the JSON and the HTML name all."""
@@ -40,43 +30,6 @@ HEADLINES: Mapping[Verdict, str] = {
     "undecided": "undecided, perhaps outside",
     "nonfinite": "outside",
 }
-
-
-@dataclass(frozen=True)
-class FileSize:
-    """How large a model is, its data files included.
-
-    Attributes:
-        size_bytes: as it is.
-        gzip_bytes: after gzip at level 6.
-    """
-
-    size_bytes: int
-    gzip_bytes: int
-
-    @classmethod
-    def of(cls, model: Path | bytes) -> FileSize:
-        """Measure a file that ``read_model`` took, or the bytes that would be one."""
-        if isinstance(model, bytes):
-            return cls(len(model), _gzipped([model]))
-        return cls(file_bytes(model), sum(_gzipped(_pieces(file)) for file in _files(model)))
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The original and the pressed model on disk."""
-
-    original: FileSize
-    pressed: FileSize
-
-    def json(self) -> dict[str, int]:
-        """Give the four numbers."""
-        return {
-            "original": self.original.size_bytes,
-            "pressed": self.pressed.size_bytes,
-            "original_gzip": self.original.gzip_bytes,
-            "pressed_gzip": self.pressed.gzip_bytes,
-        }
 
 
 @dataclass(frozen=True)
@@ -99,29 +52,6 @@ class Closest:
 
     sparsity: float
     distance: float
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One prunable weight, before and after.
-
-    Attributes:
-        name: the weight's key.
-        operator: of the first node that uses it.
-        shape: in the file.
-        elements: how many entries it has.
-        zeros_before: in the original.
-        zeros_after: in the pressed model.
-        form: how it is written, ``"dense"`` or ``"sparse"``; empty where that is not known.
-    """
-
-    name: str
-    operator: str
-    shape: tuple[int, ...]
-    elements: int
-    zeros_before: int
-    zeros_after: int
-    form: str = ""
 
 
 @dataclass(frozen=True)
@@ -408,101 +338,6 @@ class Report:
             + (f"<h2>Log</h2>\n<pre>{log}</pre>\n" if log else "")
             + "</body></html>\n"
         )
-
-
-class Outcome(NamedTuple):
-    """What patching made of a model: fields of ``Report``."""
-
-    sparsity: float
-    original_sparsity: float
-    sizes: Sizes
-    layers: tuple[LayerRow, ...]
-
-
-def weigh(path: Path, original: ModelProto, patched: Patched, *, tables: bool = False) -> Outcome:
-    """Count the zeros and bytes of a model and of what was made of it.
-
-    Args:
-        path: of the original.
-        original: as ``read_model`` gives it.
-        patched: with other constants.
-        tables: whether the tables of Gather count as prunable.
-    """
-    plain = densify(patched.model)
-    zeros, elements = count_zeros(plain, tables=tables)
-    zeros_before, elements_before = count_zeros(original, tables=tables)
-    return Outcome(
-        zeros / elements if elements else 0.0,
-        zeros_before / elements_before if elements_before else 0.0,
-        Sizes(FileSize.of(path), FileSize.of(patched.model.SerializeToString())),
-        layer_rows(original, plain, patched.forms, tables=tables),
-    )
-
-
-def layer_rows(
-    original: ModelProto,
-    pressed: ModelProto,
-    forms: Mapping[WeightKey, str] | None = None,
-    *,
-    tables: bool = False,
-) -> tuple[LayerRow, ...]:
-    """Set the prunable weights of two models side by side.
-
-    Args:
-        original: dense.
-        pressed: dense, with other values in the same weights. A weight only one of the two has is
-            left out.
-        forms: how each weight is written, where that is known.
-        tables: whether the tables of Gather count as prunable.
-    """
-    after = {weight.key: weight for weight in prunable(pressed, tables=tables)}
-    return tuple(
-        LayerRow(
-            name=str(weight.key),
-            operator=weight.uses[0].node.op_type,
-            shape=tuple(weight.tensor.dims),
-            elements=weight.elements,
-            zeros_before=_zeros(weight),
-            zeros_after=_zeros(after[weight.key]),
-            form=(forms or {}).get(weight.key, ""),
-        )
-        for weight in prunable(original, tables=tables)
-        if weight.key in after and after[weight.key].tensor.dims == weight.tensor.dims
-    )
-
-
-def _zeros(weight: Prunable) -> int:
-    return int((numpy_helper.to_array(weight.tensor) == 0).sum())
-
-
-def file_bytes(model: Path) -> int:
-    """Say how many bytes a model that ``read_model`` took has on disk, its data files included."""
-    return sum(file.stat().st_size for file in _files(model))
-
-
-def _files(path: Path) -> list[Path]:
-    """Give the file of a model and the files it keeps tensor data in."""
-    model = onnx.load_model(str(path), load_external_data=False)
-    places = {
-        str(entry.value)
-        for _, tensor in every_tensor(model)
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [path, *(path.parent / place for place in sorted(places))]
-
-
-def _pieces(path: Path) -> Iterable[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            yield piece
-
-
-def _gzipped(pieces: Iterable[bytes]) -> int:
-    """Count the bytes after gzip, without keeping them."""
-    squeeze = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_FORMAT)
-    return sum(len(squeeze.compress(piece)) for piece in pieces) + len(squeeze.flush())
 
 
 def _shrunk(old: int, new: int) -> str:

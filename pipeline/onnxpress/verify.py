@@ -12,9 +12,11 @@ import numpy as np
 from onnxpress.domain import Domain, no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.problem import Tolerance, parse_amount
-from onnxpress.report import FileSize, Report, SampleCounts, Sizes, layer_rows
+from onnxpress.report import Report, SampleCounts
 from onnxpress.samples import count, from_domains, load_data
+from onnxpress.sizes import FileSize, Sizes
 from onnxpress.verdict import Decision, decide
+from onnxpress.weighing import layer_rows
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.prunable import count_zeros
 from onnxpress_adapters.read import read_model

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from onnxpress.inspection import inspect_model
-from onnxpress.press import Job, compress
+from onnxpress.job import Job
+from onnxpress.press import compress
 from onnxpress_adapters.errors import AdapterError
 from small_models import scaled
 

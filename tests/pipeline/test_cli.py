@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from checkout import environment
 from onnxpress import __version__
 from onnxpress.cli import main, output
-from onnxpress.press import Job
+from onnxpress.job import Job
 from onnxpress.report import Report
 from onnxpress.step import Chain
 from onnxpress.steps.magnitude import Magnitude

@@ -16,7 +16,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from hand_built import build, normal, op
 from onnxpress.cli import main
 from onnxpress.inspection import inspect_model
-from onnxpress.press import Job, compress
+from onnxpress.job import Job
+from onnxpress.press import compress
 from onnxpress_exporters.densify import densify
 from small_models import value
 

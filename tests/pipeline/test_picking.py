@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from models import convolutional_model, graph_model, shared_model, two_headed_model
 from onnxpress import press
 from onnxpress.candidates import RESERVE
+from onnxpress.job import Job
 from onnxpress.picking import PickJob, pick
-from onnxpress.press import Job, compress
+from onnxpress.press import compress
 from onnxpress.problem import Tolerance
 from onnxpress.search import Search
 from onnxpress.step import Chain

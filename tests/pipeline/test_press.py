@@ -14,7 +14,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from models import convolutional_model, graph_model, shared_model, two_headed_model
 from onnxpress import press
-from onnxpress.press import Job, compress
+from onnxpress.job import Job, parse_time
+from onnxpress.press import compress
 from onnxpress.step import Chain, Only, Step
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.magnitude import Magnitude
@@ -448,7 +449,7 @@ def test_words_that_do_not_read(job: Job, changes: dict[str, object], message: s
     ("text", "seconds"), [("90", 90.0), ("90s", 90.0), (" 1.5 m ", 90.0), ("2h", 7200.0)]
 )
 def test_times_read(text: str, seconds: float) -> None:
-    assert press._seconds(text) == seconds
+    assert parse_time(text) == seconds
 
 
 def test_where_it_may_not_write(job: Job, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.numpy_helper import from_array
 
 from hand_built import op
-from onnxpress.press import Job, compress
+from onnxpress.job import Job
+from onnxpress.press import compress
 from onnxpress_exporters.densify import densify
 from small_models import model, value
 

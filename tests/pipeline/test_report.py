@@ -14,16 +14,10 @@ from onnx import numpy_helper
 
 from onnxpress import __version__
 from onnxpress.problem import Tolerance
-from onnxpress.report import (
-    Closest,
-    CurvePoint,
-    FileSize,
-    LayerRow,
-    SampleCounts,
-    Sizes,
-    layer_rows,
-)
+from onnxpress.report import Closest, CurvePoint, SampleCounts
+from onnxpress.sizes import FileSize, Sizes
 from onnxpress.verdict import decide
+from onnxpress.weighing import LayerRow, layer_rows
 from onnxpress_adapters.distance import DistanceMeter
 from onnxpress_adapters.weights import WeightKey
 from reports import made

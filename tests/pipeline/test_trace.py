@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from models import Case, case_of, key, two_headed_model
 from onnxpress import __version__, press
-from onnxpress.press import Job, compress
+from onnxpress.job import Job
+from onnxpress.press import compress
 from onnxpress.search import Point, tried
 from onnxpress.step import Chain
 from onnxpress.steps.magnitude import Magnitude

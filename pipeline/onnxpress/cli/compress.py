@@ -22,7 +22,7 @@ from onnxpress.cli.output import check_target, hand_over, progress
 from onnxpress_adapters.errors import MisuseError
 
 if TYPE_CHECKING:
-    from onnxpress.press import Job
+    from onnxpress.job import Job
     from onnxpress.step import Chain
 
 
@@ -101,7 +101,7 @@ def compress_command(
     check_target(out, model)
     check_target(report, model)
     check_target(fields["trace"], model)
-    from onnxpress.press import Job
+    from onnxpress.job import Job
 
     steps = None if recipe is None else _steps(recipe)
     _press(Job(model=model, out=out, recipe=steps, **fields), report, as_json, quiet)
@@ -128,7 +128,7 @@ def run_command(recipe: Path, report: Path | None, as_json: bool, quiet: bool) -
     A recipe is a YAML file: the steps, and whatever else a flag of compress could say, under the
     flag's name. Paths in it are relative to it.
     """
-    from onnxpress.press import Job
+    from onnxpress.job import Job
     from onnxpress.recipe import load_recipe
 
     read = load_recipe(recipe)

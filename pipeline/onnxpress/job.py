@@ -1,0 +1,108 @@
+"""What a call of ``compress`` is told, and whether that can work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from re import fullmatch
+
+from onnxpress.pattern import Pattern
+from onnxpress.step import Step
+from onnxpress_adapters.errors import MisuseError
+from onnxpress_exporters.write import Form
+
+EFFORTS: Mapping[str, float] = {"quick": 0.3, "default": 1.0, "best": 4.0}
+"""What the work of every step is multiplied by."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of ``compress``; every field is what the flag of that name takes.
+
+    Attributes:
+        model: the ONNX file.
+        out: what to write; ``<model>.pressed.onnx`` unless given.
+        tolerance: ``1%`` of the output's variance, ``1e-3`` absolute, or None.
+        sparsity: zeros over all prunable weights, 0 to 1; with a tolerance, the least to accept.
+        data: inputs, as ``samples.load_data`` reads them.
+        domain: regions to draw inputs from, instead of ``data``.
+        shape: sizes of inputs the model leaves open.
+        judge: inputs for the verdict alone.
+        sequence: whether neighbouring samples of the data belong together.
+        recipe: the steps; those of ``default_plan()`` unless given.
+        pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
+            ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
+            own.
+        output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
+        flips: the largest share of changed answers, such as ``0.5%``.
+        form: how weights are written.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        include: patterns of the weights that may change, all unless given.
+        exclude: patterns of weights that may not.
+        embeddings: whether the tables that Gather looks rows up in count as prunable weights.
+        effort: ``quick``, ``default`` or ``best``.
+        time: after which nothing new is begun, such as ``10m``; the result then depends on the
+            machine.
+        trace: where to keep every candidate that was tried, for ``pick``.
+        seed: the only source of chance.
+    """
+
+    model: Path
+    out: Path | None = None
+    tolerance: str | None = None
+    sparsity: float | None = None
+    data: Path | None = None
+    domain: tuple[str, ...] = ()
+    shape: tuple[str, ...] = ()
+    judge: Path | None = None
+    sequence: bool = False
+    recipe: Step | None = None
+    pattern: str = "none"
+    output: tuple[str, ...] = ()
+    flips: str | None = None
+    form: Form = "auto"
+    device: str = "auto"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    embeddings: bool = False
+    effort: str = "default"
+    time: str | None = None
+    trace: Path | None = None
+    seed: int = 0
+
+    @property
+    def target(self) -> Path:
+        """The file to write."""
+        return self.out or self.model.with_suffix(".pressed.onnx")
+
+
+def check_job(job: Job) -> None:
+    """Refuse what cannot work, before anything is read."""
+    if job.effort not in EFFORTS:
+        raise MisuseError(f"there is no effort '{job.effort}'; there are {', '.join(EFFORTS)}")
+    if not Pattern.parse(job.pattern).is_free and job.recipe is not None:
+        raise MisuseError(
+            "--pattern is for the steps onnxpress chooses; with a recipe, write it into the steps, "
+            f'such as `greedy: {{pattern: "{job.pattern}"}}`'
+        )
+    if job.sparsity is not None and not 0 < job.sparsity < 1:
+        raise MisuseError(f"a sparsity lies between 0 and 1, not at {job.sparsity:g}")
+    if job.target.exists() and job.model.exists() and job.target.samefile(job.model):
+        raise MisuseError(f"{job.target} would be written over the original; name another file")
+    for file in (job.target, job.trace or job.target):
+        if not file.parent.is_dir():
+            raise MisuseError(f"there is no folder {file.parent} to write to; make it first")
+    if job.trace is not None:
+        if job.trace.is_dir():
+            raise MisuseError(f"cannot write {job.trace}: it is a folder; name a file in it")
+        if job.trace.resolve() in (job.model.resolve(), job.target.resolve()):
+            raise MisuseError(f"{job.trace} is the name of a model; give the trace another")
+
+
+def parse_time(text: str) -> float:
+    """Read ``90s``, ``10m`` or ``1h``."""
+    match = fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if match is None:
+        raise MisuseError(f"'{text}' is no time; write it like 90s, 10m or 1h")
+    return float(match[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
