@@ -30,6 +30,7 @@ from press_zoo import MODELS
 from pruning_cells import Cache, Cell, measured
 from pruning_tables import (
     LIMITS,
+    MOST_OF_PEER,
     TASKS,
     Measurements,
     accuracy,
@@ -124,11 +125,11 @@ def cells(
             yield from (Cell(name, "ours", task) for name in pressed if "ours" in sides)
             continue
         chosen = [name for name in eligible if models is None or name in models]
-        if "rivals" in sides:
-            yield from (Cell(name, side, task) for side in NAMES for name in chosen)
         if task == "80":
             chosen = [name for name in chosen if name in CLASSIFIERS]
-        elif "peer" in sides:
+        if "rivals" in sides:
+            yield from (Cell(name, side, task) for side in NAMES for name in chosen)
+        if task in MOST_OF_PEER and "peer" in sides:
             yield from (Cell(name, "peer", task) for name in chosen)
         if "ours" in sides:
             yield from (Cell(name, "ours", task) for name in chosen)

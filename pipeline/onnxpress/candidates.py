@@ -35,7 +35,7 @@ are then closer to the fitted ones than new inputs will be. Over the zoo, d on i
 sources was up to 1.5 times d on held-out ones.
 """
 
-MOST_JUDGED = 3
+MOST_JUDGED = 3  # one more than LESS has
 """Candidates the judge sees, at most: each further look would weaken the verdict."""
 
 ROUGH = 8.0
@@ -44,14 +44,20 @@ ROUGH = 8.0
 FINAL = 40.0
 """Units of work for the repair of a candidate that the judge is to see."""
 
-LESS, LEAST = 0.8, 0.25
-"""What to ask of the choose set after the judge said no, as a share of what would just have done;
-and the least share of what was asked before."""
+ALONE = 80.0
+"""Units of work for the repair where only a sparsity is asked for, so that it runs once."""
 
-OVERSHOOT = 0.1
-"""By how much a candidate for the judge may pass the limit: the judge has a bound of its own."""
+LESS = (0.8, 0.5)
+"""What to ask of the choose set after the judge said no for the first and the second time, as a
+share of what would just have done: the last candidate had better be within."""
 
-ROUGHLY = 0.1
+LEAST = 0.25
+"""The least share of what a candidate had to ask of the next one."""
+
+GAIN = 1.2
+"""How much further a final candidate may aim than rough ones did: its repair gains more."""
+
+ROUGHLY = 0.15
 """How close, as a share of the entries kept, candidates with a rough repair close in."""
 
 SEARCHING = 0.5
@@ -91,9 +97,14 @@ class Plan:
         return self.final is not self.rough
 
 
-def default_plan() -> Plan:
-    """Give the steps used where no recipe is given."""
-    return Plan(Chain((Greedy(), Repair(work=FINAL))), Chain((Greedy(), Repair(work=ROUGH))))
+def default_plan(*, searched: bool) -> Plan:
+    """Give the steps used where no recipe is given.
+
+    Args:
+        searched: whether there is a tolerance to search for, or only a sparsity to go to.
+    """
+    final = Repair(work=FINAL if searched else ALONE)
+    return Plan(Chain((Greedy(), final)), Chain((Greedy(), Repair(work=ROUGH))))
 
 
 BEYOND = (2.0, 4.0)
@@ -197,7 +208,7 @@ class _Finish:
         return tolerance_of(self.problem) * self.search.margin
 
     def __call__(
-        self, points: list[Point], limit: float, refused: Point | None = None
+        self, points: list[Point], limit: float, refused: Point | None = None, most: float = 0.0
     ) -> tuple[list[Point], Point | None]:
         """Make one where the bound is expected to meet a limit.
 
@@ -205,6 +216,7 @@ class _Finish:
             points: tried so far.
             limit: for its bound.
             refused: what the judge said no to, its bound above the limit; the next is less sparse.
+            most: its bound may be so large and it is still shown, the limit being on the safe side.
 
         Returns:
             The points with it, and the one for the judge. That is the best of those there were
@@ -217,7 +229,12 @@ class _Finish:
         known = best_of(left, limit) if left else None
         if self.deadline is not None and monotonic() > self.deadline:
             return points, known
-        sparsity = self.search.proposal(left if refused is None else [*left, refused], limit)
+        if refused is None:
+            sparsity = self.search.proposal(left, GAIN * limit)
+            if any(point.upper > limit for point in left):  # no further than there is experience
+                sparsity = min(sparsity, max(point.sparsity for point in left))
+        else:
+            sparsity = self.search.proposal([*left, refused], limit)
         steps = fix(self.step, sparsity)
         if any(point.steps == steps for point in left):  # a floor that was tried already
             return points, known
@@ -230,7 +247,7 @@ class _Finish:
             noted = replace(known, notes=(*known.notes, INTERRUPTED))
             return [noted if one is known else one for one in points], noted
         points = [*points, point]
-        if known is None or point.upper <= limit * (1 + OVERSHOOT):
+        if known is None or point.upper <= max(limit, most):
             return points, point
         return points, best_of([point, known], limit)
 
@@ -245,17 +262,17 @@ def _looked(finish: _Finish, points: list[Point], judge: Judge, *, staged: bool)
     best: Point | None = best_of(points, limit)
     if staged and not any(point.notes for point in points):
         points, best = finish(points, limit)
-    for look in range(1, MOST_JUDGED + 1):
+    for less in (*LESS, None):
         if best is None:  # nothing less sparse is to be had
             break
         excess = judge(Candidate(best.state, best.steps, best.notes))
         if best.notes or excess <= 1 or best.sparsity <= finish.search.floor:
             break
-        if look < MOST_JUDGED:
+        if less is not None:
             # The judge saw more than the choose set did: ask that set for as much less.
             had = max(best.upper, NOTHING * limit)
-            limit = min(limit, had * min(LESS, max(LEAST, LESS / excess)))
-            points, best = finish(points, limit, replace(best, upper=had))
+            limit = min(limit, had * min(less, max(LEAST, less / excess)))
+            points, best = finish(points, limit, replace(best, upper=had), had / excess)
     return points
 
 

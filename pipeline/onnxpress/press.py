@@ -97,7 +97,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     with one_thread_spared(), full_precision():
         problem = _problem(job, model, samples, tolerance, progress)
     state = _first_state(job, model, problem, free)
-    plan = _plan(job)
+    plan = _plan(job, searched=tolerance is not None)
     enough = Pattern.parse(job.pattern).most > 0  # n:m says by itself how far to go
     if job.sparsity is None and tolerance is None and is_open(plan.final) and not enough:
         raise MisuseError(
@@ -162,10 +162,10 @@ class _Judged:
         return max(1.01, *shares, 1.01)
 
 
-def _plan(job: Job) -> Plan:
+def _plan(job: Job, *, searched: bool) -> Plan:
     if job.recipe is not None:
         return Plan.of(job.recipe)
-    plan = default_plan()
+    plan = default_plan(searched=searched)
     return Plan(follow(plan.final, job.pattern), follow(plan.rough, job.pattern))
 
 

@@ -14,10 +14,11 @@ import pytest
 from fake_steps import Fake, Law, plain_case, power
 from models import case_of, key, two_headed_model
 from onnxpress.candidates import (
+    ALONE,
     BEYOND,
     FINAL,
     FURTHER,
-    LESS,
+    GAIN,
     MOST_JUDGED,
     RESERVE,
     ROUGH,
@@ -61,7 +62,8 @@ class Judge:
 
 
 def test_the_default_plan_is_open() -> None:
-    plan = default_plan()
+    plan = default_plan(searched=True)
+    assert default_plan(searched=False).final == Chain((Greedy(), Repair(work=ALONE)))
     assert plan.final == Chain((Greedy(), Repair(work=FINAL)))
     assert plan.rough == Chain((Greedy(), Repair(work=ROUGH)))
     assert is_open(plan.final)
@@ -209,8 +211,8 @@ def test_what_the_judge_sees_is_made_by_the_final_steps() -> None:
     (candidate,) = judge.seen
     (sparsity,) = both.final.tried
     assert candidate.steps == both.final.at(sparsity)
-    # Where the quick repairs meet the limit, and within what they left between them.
-    assert 3 * both.final.law(sparsity) == pytest.approx(0.009, rel=0.02)
+    # Somewhat beyond where the quick repairs meet the limit, within what they left between them.
+    assert 0.009 < 3 * both.final.law(sparsity) <= 0.009 * GAIN * 1.001
     assert [point.sparsity for point in points] == [*both.rough.tried, sparsity]
     assert [point.steps for point in points] == [
         *(both.rough.at(one) for one in both.rough.tried),
@@ -218,15 +220,15 @@ def test_what_the_judge_sees_is_made_by_the_final_steps() -> None:
     ]
     low = max(s for s in both.rough.tried if 3 * both.final.law(s) <= 0.009)
     high = min(s for s in both.rough.tried if 3 * both.final.law(s) > 0.009)
-    assert low < sparsity < high
+    assert low < sparsity <= high
     assert 1 < (1 - low) / (1 - high) <= 1 + ROUGHLY
 
 
 def test_a_rough_candidate_is_shown_where_the_long_repair_came_out_worse() -> None:
     rough = power(0.7, 3.5)
-    for worse, shown in ((1.05, True), (1.3, False)):  # the first by less than ``OVERSHOOT``
+    for share, shown in ((0.8, True), (1.0, False)):
         case, judge = plain_case(), Judge([1.0])
-        both = Staged(partial(times, worse, rough), rough)
+        both = Staged(partial(times, share, rough), rough)
         points = hunt(both.plan, case.state, case.problem, judge)
         assert points[-1].steps == both.final.at(both.final.tried[0])
         best = max((p for p in points[:-1] if p.upper <= 0.009), key=lambda p: p.sparsity)
@@ -242,7 +244,7 @@ def test_a_second_look_asks_for_less() -> None:
     for (before, after), excess in zip(pairwise(both.final.tried), (1.5, 1.2), strict=True):
         assert after < before
         # The next lies between what the quick ones left and what the refused one left.
-        assert law(after) <= LESS / excess * law(before) * 1.001
+        assert law(after) < law(before) / excess
 
 
 def test_no_look_asks_for_more_than_the_first() -> None:
@@ -306,7 +308,7 @@ def test_a_deadline_leaves_time_for_what_the_judge_sees(
     deadline: float, rough: int, final: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, law = Clock(monkeypatch), power(0.9, 3.5)
-    both = Staged(clock.taking(30, law), clock.taking(10, law))
+    both = Staged(clock.taking(30, partial(times, 0.7, law)), clock.taking(10, law))
     case, judge = plain_case(), Judge([2.0])
     points = hunt(both.plan, case.state, case.problem, judge, deadline=deadline, beyond=BEYOND)
     assert (len(both.rough.tried), len(both.final.tried)) == (rough, final)

@@ -33,6 +33,9 @@ FEWEST_STEPS = 150
 WHOLE_BATCH_SECONDS = 0.25
 """Units of work for one pass over the fit set up to which ``auto`` takes L-BFGS."""
 
+WHOLE_BATCH_WORK = 12.0
+"""Units of work after which L-BFGS has fitted what it was given, and only learns it by heart."""
+
 MANY_STEPS = 800
 """Adam steps from which on ``rate`` holds; fewer steps are shorter, by the square."""
 
@@ -149,7 +152,7 @@ class Repair:
             between = self._drawing.points(problem.fit, min(drawn, samples), generator)
             inputs = [torch.cat(pair) for pair in zip(inputs, between, strict=True)]
         wanted = objective.reference(inputs)
-        evaluations = cost.steps(self.work, len(inputs[0]))
+        evaluations = cost.steps(min(self.work, WHOLE_BATCH_WORK), len(inputs[0]))
         leaves = list(point.leaves.values())
         # Work in units of each tensor's size: one curvature estimate then fits all of them. Powers
         # of two, so that what does not move keeps its bits.
