@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -80,16 +81,33 @@ def dense(entry: Any) -> Mapping[str, Any]:
     }
 
 
-def pressed(entry: Any, side: str, task: str, folder: Path) -> Mapping[str, Any]:
-    """Press a model and look at what was written."""
-    data, out, noted = folder / "data.npz", folder / "out.onnx", folder / "status"
-    inputs = save_calibration(entry, data)
-    goal = ("--tolerance", TOLERANCE) if task == "tolerance" else ("--sparsity", f"{task}%")
-    words = ["compress", entry.path, out, *goal, "--data", data, "--json", "-q"]
-    if side == "peer":
-        recipe = folder / "peer.yaml"
-        recipe.write_text(PEER, encoding="utf-8")
-        words += ["--recipe", recipe]
+@dataclass(frozen=True)
+class Run:
+    """One run of the command line.
+
+    Attributes:
+        exit: the exit code.
+        seconds: how long it took.
+        peak_bytes: the most memory it held, None where the system does not say.
+        report: what it printed as JSON, None where it printed nothing.
+        stderr: what it said beside that.
+    """
+
+    exit: int
+    seconds: float
+    peak_bytes: int | None
+    report: dict[str, Any] | None
+    stderr: str
+
+
+def run_command(words: Sequence[object], folder: Path) -> Run:
+    """Run the command line in a process of its own, timed from outside.
+
+    Args:
+        words: of the command, ``--json`` among them.
+        folder: to note things in.
+    """
+    noted = folder / "status"
     start = monotonic()
     done = subprocess.run(
         [sys.executable, "-c", LAUNCHER, str(noted), *map(str, words)],
@@ -98,16 +116,31 @@ def pressed(entry: Any, side: str, task: str, folder: Path) -> Mapping[str, Any]
         text=True,
         check=False,
     )
-    report: dict[str, Any] | None = json.loads(done.stdout) if done.stdout.strip() else None
+    seconds = monotonic() - start
+    report = json.loads(done.stdout) if done.stdout.strip() else None
+    return Run(done.returncode, seconds, peak_bytes(noted), report, done.stderr)
+
+
+def pressed(entry: Any, side: str, task: str, folder: Path) -> Mapping[str, Any]:
+    """Press a model and look at what was written."""
+    data, out = folder / "data.npz", folder / "out.onnx"
+    inputs = save_calibration(entry, data)
+    goal = ("--tolerance", TOLERANCE) if task == "tolerance" else ("--sparsity", f"{task}%")
+    words: list[object] = ["compress", entry.path, out, *goal, "--data", data, "--json", "-q"]
+    if side == "peer":
+        recipe = folder / "peer.yaml"
+        recipe.write_text(PEER, encoding="utf-8")
+        words += ["--recipe", recipe]
+    run = run_command(words, folder)
     found = {
         "inputs": inputs,
-        "exit": done.returncode,
-        "seconds": monotonic() - start,
-        "peak_bytes": peak_bytes(noted),
-        "report": report,
+        "exit": run.exit,
+        "seconds": run.seconds,
+        "peak_bytes": run.peak_bytes,
+        "report": run.report,
     }
     if not out.exists():
-        said = done.stderr.strip() or str((report or {}).get("reason"))
+        said = run.stderr.strip() or str((run.report or {}).get("reason"))
         return {**found, "error": said.splitlines()[-1]}
     original, written = onnx.load(entry.path), onnx.load(out)
     return {**found, **worth(entry, original, densify(written), out)}

@@ -167,6 +167,23 @@ class Comparison:
     batched: bool
 
 
+def check_runs(
+    model: ModelProto | bytes | Path, feeds: Feed, providers: Sequence[str] = (CPU,)
+) -> None:
+    """Make sure that onnxruntime takes a model and answers, before any work goes into it.
+
+    Args:
+        model: as for ``compare``.
+        feeds: likewise; only the first sample is run.
+        providers: which ones must run it.
+
+    Raises:
+        ExportError: onnxruntime refuses the model or fails to run it.
+    """
+    runner = Runner(model, providers)
+    _samples(runner, feeds, runner.outputs, batched=False)
+
+
 def compare(
     original: ModelProto | bytes | Path,
     pressed: ModelProto | bytes | Path,

@@ -45,6 +45,7 @@ from onnxpress_adapters.prunable import prunable
 from onnxpress_adapters.read import read_model
 from onnxpress_adapters.specs import InputSpec, check_plain, specs
 from onnxpress_adapters.weights import Dense, WeightKey
+from onnxpress_exporters.compare import check_runs
 from onnxpress_exporters.write import Patched, patch, write
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)
     free = _free(job, model)
     samples = _samples(job, inputs)
+    check_runs(model, samples.judge)  # refused now, not after all the work
     with one_thread_spared(), full_precision():
         problem = _problem(job, model, samples, tolerance, progress)
     state = _first_state(job, model, problem, free)

@@ -20,7 +20,7 @@ from onnxpress.step import Chain, Only, Step
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
-from onnxpress_adapters.errors import AdapterError, MisuseError, StepError
+from onnxpress_adapters.errors import AdapterError, ExportError, MisuseError, StepError
 from onnxpress_adapters.prunable import count_zeros
 from onnxpress_adapters.read import read_model
 from onnxpress_exporters.compare import Runner
@@ -353,6 +353,21 @@ def test_a_model_that_answers_nan(job: Job) -> None:
     assert not job.target.exists()
     assert "NaN or infinity" in report.text()
     assert report.json()["distance"]["relative"] is None
+
+
+def test_what_onnxruntime_refuses_is_refused_before_any_work(job: Job) -> None:
+    # It has no convolution of float64, which the checker and the importer take.
+    nodes = [
+        helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("Conv", ["wide", "w"], ["h"]),
+        helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT),
+    ]
+    job = on(job, graph_model(nodes, {"w": np.ones((2, 3, 3, 3))}, shape=(1, 3, 8, 8)))
+    stages: list[str] = []
+    with pytest.raises(ExportError, match="onnxruntime refuses the model: .*Conv"):
+        compress(job, lambda stage, share, text: stages.append(stage))
+    assert "pressing" not in stages
+    assert not job.target.exists()
 
 
 def test_a_model_without_real_outputs(job: Job) -> None:
