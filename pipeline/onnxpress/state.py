@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from onnxpress_adapters.errors import StepError
 from onnxpress_adapters.weights import Dense, WeightKey
+from onnxpress_exporters.values import Storage
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class State:
         fixed_zeros: zeros and entries of prunable weights no step can change (integer weights of
             a quantised model): counted in every sparsity.
         log: a line per event, without tensors.
+        storage: how the values of weights are stored; those it does not name, as in the original.
     """
 
     weights: Mapping[WeightKey, Dense]
@@ -32,6 +34,7 @@ class State:
     free: frozenset[WeightKey]
     fixed_zeros: tuple[int, int] = (0, 0)
     log: tuple[str, ...] = ()
+    storage: Mapping[WeightKey, Storage] = field(default_factory=dict)
 
     def with_weights(self, changed: Mapping[WeightKey, Dense]) -> State:
         """Give a state with some weights replaced; one that is equal stays the object it was.
@@ -50,6 +53,17 @@ class State:
         known = self.extras
         fresh = {key: new for key, new in changed.items() if not torch.equal(new, known[key])}
         return replace(self, extras={**known, **fresh})
+
+    def stored_as(self, chosen: Mapping[WeightKey, Storage]) -> State:
+        """Give a state with the values of some weights stored in another way; none are rounded yet.
+
+        Raises:
+            StepError: a key is not free.
+        """
+        for key in chosen:
+            if key not in self.free:
+                raise StepError(f"'{key}' is not free: a step may not say how it is stored")
+        return replace(self, storage={**self.storage, **chosen})
 
     def noted(self, line: str) -> State:
         """Give a state with one more line in its log."""

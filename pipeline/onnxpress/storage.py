@@ -1,13 +1,15 @@
-"""What a file can hold: values rounded to the type a constant has there.
+"""What a file can hold: values rounded to the type a constant has there, or to how it is stored.
 
 Steps work in float32 (or float64). A constant of float16, bfloat16 or whole numbers holds less, and
-what is lost belongs to the distance: so the state after each step holds what the file will hold.
+so does one that is stored as halves, codes with a scale or places in a codebook. What is lost
+belongs to the distance: so the state after each step holds what the file will hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from onnxpress_adapters.specs import kind, whole_range
 from onnxpress_adapters.weights import Dense, WeightKey
+from onnxpress_exporters.values import MOST_CODE, MOST_HALF, Half, Palette, Plain, Scaled, Storage
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
@@ -58,13 +61,93 @@ def narrow(problem: Problem) -> Mapping[WeightKey, np.dtype[Any]]:
     return types
 
 
-def through(values: Tensor, dtype: np.dtype[Any]) -> Tensor:
-    """Round values to a type and hand the gradient on as if nothing had been rounded.
+Rounding = Callable[[Tensor], Tensor]
+"""Gives the nearest values a constant can hold, without a gradient."""
+
+
+def rounding(storage: Storage, device: torch.device) -> Rounding:
+    """Give ``onnxpress_exporters.values.rounded`` for tensors: the same bits, on any device."""
+    if isinstance(storage, Plain):
+        return Tensor.detach
+    if isinstance(storage, Half):
+        return _halved
+    if isinstance(storage, Scaled):
+        return _scaled(torch.tensor(storage.scales, dtype=torch.float32, device=device))
+    return _gathered(storage, device)
+
+
+def _halved(values: Tensor) -> Tensor:
+    # Adding zero takes the sign from a zero.
+    return values.detach().float().clamp(-MOST_HALF, MOST_HALF).half().to(values.dtype) + 0.0
+
+
+def _scaled(scales: Tensor) -> Rounding:
+    def nearest(values: Tensor) -> Tensor:
+        codes = (values.detach().float() / scales).round_().clamp_(-MOST_CODE, MOST_CODE)
+        return codes.add_(0.0).mul_(scales).to(values.dtype)
+
+    return nearest
+
+
+def _gathered(palette: Palette, device: torch.device) -> Rounding:
+    codebook = torch.from_numpy(palette.codebook).to(device)
+    borders = torch.from_numpy(palette.borders).to(device)
+
+    def nearest(values: Tensor) -> Tensor:
+        single = values.detach().float()
+        found = codebook[torch.bucketize(single, borders, out_int32=True)]
+        return found.masked_fill_(single == 0, 0.0).to(values.dtype)
+
+    return nearest
+
+
+def roundings(state: State, problem: Problem) -> Mapping[WeightKey, Rounding]:
+    """Give what rounds each constant that holds less than what steps compute with."""
+    typed = {
+        key: partial(_to_type, dtype=dtype)
+        for key, dtype in narrow(problem).items()
+        if key in state.weights or key in state.extras
+    }
+    chosen = {
+        key: rounding(each, problem.device)
+        for key, each in state.storage.items()
+        if not isinstance(each, Plain)
+    }
+    return {**typed, **chosen}
+
+
+def _to_type(values: Tensor, dtype: np.dtype[Any]) -> Tensor:
+    return representable(values.detach(), dtype)
+
+
+def has_grid(state: State, problem: Problem) -> bool:
+    """Say whether some values can only take steps of a size: no line search works on those."""
+    whole = any(kind(dtype) == "integer" for dtype in narrow(problem).values())
+    return whole or any(isinstance(each, Scaled | Palette) for each in state.storage.values())
+
+
+class _Through(torch.autograd.Function):
+    """Rounds on the way forward and does nothing on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, nearest: Rounding) -> Tensor:
+        """Round."""
+        return nearest(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Hand the gradient on."""
+        return gradients[0], None
+
+
+def through(values: Tensor, nearest: Rounding) -> Tensor:
+    """Round values and hand the gradient on as if nothing had been rounded.
 
     Source:
         Bengio, Léonard & Courville 2013, the straight-through estimator.
     """
-    return values + (representable(values, dtype) - values).detach()
+    found: Tensor = _Through.apply(values, nearest)  # type: ignore[no-untyped-call]  # torch's
+    return found
 
 
 def stored(state: State, before: State, problem: Problem) -> State:
@@ -75,15 +158,15 @@ def stored(state: State, before: State, problem: Problem) -> State:
         before: the state it was given; what is the same object in both is left alone.
         problem: knows the types.
     """
-    types = narrow(problem)
-    if not types:
+    nearby = roundings(state, problem)
+    if not nearby:
         return state
     weights = dict(state.weights)
     extras = dict(state.extras)
-    for key, dtype in types.items():
+    for key, nearest in nearby.items():
         if key in weights and weights[key] is not before.weights[key]:
             form = weights[key]
-            weights[key] = Dense(representable(form.values, dtype), form.support)
+            weights[key] = Dense(nearest(form.values), form.support)
         elif key in extras and extras[key] is not before.extras[key]:
-            extras[key] = representable(extras[key], dtype)
+            extras[key] = nearest(extras[key])
     return replace(state, weights=weights, extras=extras)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, log2, pi
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from onnxpress.drawing import Drawing
 from onnxpress.objective import Objective, objective_of
-from onnxpress.storage import narrow, through
-from onnxpress_adapters.specs import kind
+from onnxpress.storage import Rounding, has_grid, roundings, through
 from onnxpress_adapters.weights import Dense, WeightKey
 
 if TYPE_CHECKING:
@@ -82,8 +80,7 @@ class Repair:
         if not point.leaves:
             return state
         before = objective.measure_choose(state.tensors).value
-        whole = any(kind(dtype) == "integer" for dtype in narrow(problem).values())
-        cheap = self._is_cheap(objective) and not whole  # steps on a grid have no line search
+        cheap = self._is_cheap(objective) and not has_grid(state, problem)
         found: list[tuple[float, dict[WeightKey, Tensor], str]] = []
         if self.method == "lbfgs" or (self.method == "auto" and cheap):
             best = self._lbfgs(objective, point)
@@ -201,7 +198,7 @@ class _Point:
     supports: dict[WeightKey, Tensor]
     masks: dict[WeightKey, Tensor]
     fixed: dict[WeightKey, Tensor]
-    types: Mapping[WeightKey, np.dtype[Any]]
+    roundings: Mapping[WeightKey, Rounding]
 
     @classmethod
     def of(cls, state: State, problem: Problem, *, extras: bool) -> _Point:
@@ -216,12 +213,16 @@ class _Point:
         fixed = {key: value for key, value in state.tensors.items() if key not in leaves}
         supports = {key: form.support for key, form in free.items()}
         masks = {key: support.to(leaves[key].dtype) for key, support in supports.items()}
-        return cls(leaves, supports, masks, fixed, narrow(problem))
+        return cls(leaves, supports, masks, fixed, roundings(state, problem))
 
     def tensors(self, given: dict[WeightKey, Tensor] | None = None) -> dict[WeightKey, Tensor]:
         """Everything to lay over the reference, as the file will hold it."""
         moved = given or self.leaves
-        rounded = {k: through(v, self.types[k]) for k, v in moved.items() if k in self.types}
+        rounded = {
+            key: through(value, self.roundings[key])
+            for key, value in moved.items()
+            if key in self.roundings
+        }
         return {**self.fixed, **moved, **rounded}
 
     def pin(self, leaves: Sequence[Tensor]) -> None:
