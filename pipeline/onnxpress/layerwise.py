@@ -56,6 +56,12 @@ HESSIAN_ENTRIES = 200_000_000
 
 REFIT_ROUNDS = 25
 
+FEWEST_ROUNDS = 3
+"""Rounds of a refit worth having; a layer too wide for them leaves all of it to the repair."""
+
+REFIT_UNITS = 100.0
+"""Work spent on letting the rest of the rows adapt, over all layers, levels and candidates."""
+
 ADMM_UNITS = 12.0
 """Work spent on alternating directions for the layers too wide for surgery."""
 
@@ -78,6 +84,7 @@ class Curve:
         losses: d measured with only this weight at each of ``DENSITIES``.
         pattern: what may stay together.
         rounds: of ADMM, towards each count anew, beside the order of ``costs``; 0 for none.
+        refits: rounds of conjugate gradients that let the rest of a row adapt; 0 for none.
     """
 
     key: WeightKey
@@ -88,12 +95,13 @@ class Curve:
     losses: tuple[float, ...] = ()
     pattern: Pattern = FREE
     rounds: int = 0
+    refits: int = REFIT_ROUNDS
 
     def at(self, count: int) -> Dense:
         """Keep the best ``count`` entries and let the rest of each row adapt."""
         support = self._kept(self.costs, count)
         whole = count == self.values.numel() and not self.pattern.most
-        if self.layer is None or self.hessian is None or count == 0 or whole:
+        if self.layer is None or self.hessian is None or not self.refits or count == 0 or whole:
             return cut(self.values, support)
         fitted, error = self._refitted(self.layer, self.hessian, support)
         if self.rounds:
@@ -112,7 +120,7 @@ class Curve:
     def _refitted(self, layer: Layer, hessian: Tensor, support: Tensor) -> tuple[Tensor, float]:
         """Give the values that belong to a support, as a matrix, and what the layer then loses."""
         matrix, mask = layer.matrix(self.values), layer.matrix(support)
-        fitted = obs.refit(matrix, hessian, mask, matrix, REFIT_ROUNDS)
+        fitted = obs.refit(matrix, hessian, mask, matrix, self.refits)
         error = obs.layer_error(fitted - matrix, hessian) if self.rounds else 0.0
         return fitted, error
 
@@ -186,7 +194,8 @@ def curves_of(objective: Objective, state: State, pattern: Pattern = FREE) -> li
     viewed = [layers[key] for key in hessians]
     exact = _affordable(viewed, objective.cost.effort, pattern)
     wide = [layer for layer in viewed if layer.key not in exact]
-    alternating = _alternating(wide, objective.cost.effort)
+    refits = _refits(viewed, objective.cost.effort)
+    alternating = _alternating(wide, objective.cost.effort) if refits else set()
     curves = []
     for key in sorted(state.free):
         values = tensors[key]
@@ -195,7 +204,7 @@ def curves_of(objective: Objective, state: State, pattern: Pattern = FREE) -> li
             scores = _costs(layer.matrix(values), gram, pattern, in_order=key in exact)
             costs = layer.entries(scores).contiguous()
             rounds = ADMM_ROUNDS if key in alternating else 0
-            curves.append(Curve(key, values, costs, layer, gram, (), pattern, rounds))
+            curves.append(Curve(key, values, costs, layer, gram, (), pattern, rounds, refits))
         else:
             costs = values.square() * diagonals[key]
             curves.append(Curve(key, values, costs, None, None, (), pattern))
@@ -225,6 +234,14 @@ def _alternating(layers: Sequence[Layer], effort: float) -> set[WeightKey]:
     calls = len(DENSITIES) + CANDIDATES
     price = {x.key: calls * admm.work(x.groups, x.rows, x.columns, ADMM_ROUNDS) for x in layers}
     return _cheapest(price, effort * ADMM_UNITS * MACS_PER_UNIT)
+
+
+def _refits(layers: Sequence[Layer], effort: float) -> int:
+    """Say how many rounds of a refit can be afforded, the same for all layers."""
+    calls = len(DENSITIES) + CANDIDATES
+    price = calls * sum(layer.groups * layer.rows * layer.columns**2 for layer in layers)
+    rounds = int(effort * REFIT_UNITS * MACS_PER_UNIT / max(1, price))
+    return min(REFIT_ROUNDS, rounds) if rounds >= FEWEST_ROUNDS else 0
 
 
 def _cheapest(price: Mapping[WeightKey, float], budget: float) -> set[WeightKey]:

@@ -120,6 +120,27 @@ def test_wide_layers_get_the_one_shot_order(monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(found.costs, found.layer.weight(wanted))
 
 
+@pytest.mark.parametrize(("units", "rounds"), [(100.0, 25), (1.0, 7), (0.1, 0)])
+def test_rows_adapt_as_far_as_it_can_be_afforded(
+    units: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(two_headed_model())
+    layers = [layer for layer in case.problem.network.layers if layer.key in case.state.free]
+    once = sum(layer.groups * layer.rows * layer.columns**2 for layer in layers)
+    calls = len(DENSITIES) + layerwise.CANDIDATES
+    monkeypatch.setattr(layerwise, "REFIT_UNITS", units)
+    objective = objective_of(case.problem)
+    monkeypatch.setattr(layerwise, "MACS_PER_UNIT", 7.5 * calls * once / objective.cost.effort)
+    found = curves_of(objective, case.state)
+    assert {curve.refits for curve in found} == {rounds}
+    for curve in found:
+        count = curve.counts()[6]
+        kept = curve.at(count)
+        assert kept.nonzeros == count
+        moved = kept.values[kept.support] != curve.values[kept.support]
+        assert bool(moved.any()) == (rounds > 0)
+
+
 @pytest.mark.parametrize("count", [0, 1, 7, 250, 500, 999, 1499, 1500])
 def test_shares_add_up_exactly(count: int) -> None:
     curves = [curve("a", 1000, 1.0), curve("b", 457, 2.0), curve("c", 43, 0.1)]
