@@ -4,7 +4,8 @@ The file is in the safetensors format. Its metadata holds JSON: what identifies 
 each candidate the figures and the constants it changed. Of such a constant the file holds which
 entries are not zero, eight to a byte, and their values; where these are the original's own, as
 after a step that only prunes, no values are stored. One without zeros is stored as it is. So a
-candidate of a tenth of the weights takes about a seventh of the original.
+candidate of a tenth of the weights takes about a seventh of the original. Where its values are to
+be written with scales or a codebook, these are there too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from onnxpress import __version__
 from onnxpress_adapters.errors import ExportError, MisuseError
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.weights import WeightKey
+from onnxpress_exporters.values import Half, Palette, Plain, Scaled, Storage
 from onnxpress_exporters.write import in_place_of
 
 if TYPE_CHECKING:
@@ -79,10 +81,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Change:
-    """A constant a candidate changed, and its shape."""
+    """A constant a candidate changed, its shape, and the name of how its values are stored."""
 
     key: WeightKey
     shape: tuple[int, ...]
+    storage: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,25 @@ class Trace:
         except (SafetensorError, OSError, ValueError) as error:
             raise _broken(self.path, error) from error
 
+    def storage(self, place: int) -> dict[WeightKey, Storage]:
+        """Read how the values of what a candidate changed are stored; those as they are left out.
+
+        Raises:
+            MisuseError: the file does not hold what its JSON says.
+        """
+        found = {}
+        try:
+            with safe_open(self.path, framework="np") as file:
+                for index, change in enumerate(self.candidates[place].changed):
+                    if change.storage != "fp32":
+                        table = None
+                        if change.storage != "fp16":
+                            table = file.get_tensor(_table_name(place, index))
+                        found[change.key] = _storage(change, table)
+            return found
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _broken(self.path, error) from error
+
 
 def digest_of(model: ModelProto) -> str:
     """Give a digest of all constants of a model, their names and places included."""
@@ -208,14 +230,16 @@ def save_trace(
     for place, point in enumerate(ranked):
         changed: list[Change] = []
         for key, tensor in point.state.tensors.items():
-            old = reference[key]
-            if tensor is old or tensor.equal(old):
+            old, storage = reference[key], point.state.storage.get(key, Plain())
+            if isinstance(storage, Plain) and (tensor is old or tensor.equal(old)):
                 continue
             kept, values = _packed(_array(tensor), _array(old), key in point.state.weights)
             for name, array in zip(_names(place, len(changed)), (kept, values), strict=True):
                 if array is not None:
                     tensors[name] = array
-            changed.append(Change(key, tuple(tensor.shape)))
+            if isinstance(storage, Scaled | Palette):
+                tensors[_table_name(place, len(changed))] = _table(storage)
+            changed.append(Change(key, tuple(tensor.shape), str(storage)))
         stored.append(
             Stored(
                 asked=point.sparsity,
@@ -299,6 +323,30 @@ def _broken(path: Path, why: object) -> MisuseError:
 def _names(place: int, index: int) -> tuple[str, str]:
     """Name the two tensors of a changed constant: what is not zero, and the values there."""
     return f"{place}.{index}.kept", f"{place}.{index}.values"
+
+
+def _table_name(place: int, index: int) -> str:
+    return f"{place}.{index}.table"
+
+
+def _table(storage: Scaled | Palette) -> np.ndarray:
+    return storage.scales if isinstance(storage, Scaled) else storage.codebook
+
+
+def _storage(change: Change, table: np.ndarray | None) -> Storage:
+    """Put a name and its scales or codebook together.
+
+    Raises:
+        ValueError: they do not fit each other or the constant.
+    """
+    if table is None:
+        return Half()
+    if change.storage == "int8" and table.dtype in (np.float16, np.float32):
+        np.broadcast_to(table, change.shape)
+        return Scaled(table)
+    if change.storage == "palette" and table.dtype == np.float32 and 1 <= table.size <= 256:
+        return Palette(table.reshape(-1))
+    raise ValueError(f"'{change.key}' is stored as {change.storage}, which does not fit its table")
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -25,6 +25,7 @@ from onnxpress.trace import ENTRY, FORMAT, Origin, Trace, digest_of, load_trace,
 from onnxpress_adapters.errors import ExportError, MisuseError
 from onnxpress_adapters.read import read_model
 from onnxpress_adapters.weights import Dense, WeightKey
+from onnxpress_exporters.values import Half, Palette, Scaled, Storage
 from small_models import perceptron
 
 CHAIN = Chain((Magnitude(), Repair(method="lbfgs", work=1.0)))
@@ -119,6 +120,68 @@ def test_the_weights_come_back_to_the_bit(case: Case, points: list[Point], path:
             assert found[name].tobytes() == tensor.numpy().tobytes(), (place, name)
             assert found[name].dtype == tensor.numpy().dtype
             assert found[name].shape == tuple(tensor.shape)
+
+
+def test_how_values_are_stored_comes_back(case: Case, tmp_path: Path) -> None:
+    scales = np.array(0.25, np.float16)
+    codebook = np.array([-1.0, 0.5, 2.0], np.float32)
+    names: dict[WeightKey, Storage] = {
+        key("wa"): Scaled(scales),
+        key("w"): Palette(codebook),
+        key("wb"): Half(),
+    }
+    point = Point(0.0, case.state.stored_as(names), Chain(()), 0.1, 0.2)
+    path = tmp_path / "t.trace"
+    save_trace(path, origin(case), [point], case.problem.reference)
+    trace = load_trace(path)
+    found = trace.storage(0)
+    assert {name: str(each) for name, each in found.items()} == {
+        key("wa"): "int8",
+        key("w"): "palette",
+        key("wb"): "fp16",
+    }
+    one, other = found[key("wa")], found[key("w")]
+    assert isinstance(one, Scaled)
+    assert isinstance(other, Palette)
+    assert one.scales.tobytes() == scales.tobytes()
+    assert (one.scales.dtype, one.scales.shape) == (scales.dtype, ())
+    assert other.codebook.tobytes() == codebook.tobytes()
+    # The values have not changed, and are said to be those of the original.
+    weights = trace.weights(0, originals(case))
+    assert weights.keys() == names.keys()
+    for name, array in weights.items():
+        assert array.tobytes() == case.state.weights[name].values.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("int8", np.ones((5, 1), np.float16)),
+        ("int8", np.ones(1, np.int8)),
+        ("palette", np.ones(0, np.float32)),
+        ("palette", np.ones(257, np.float32)),
+        ("zip", np.ones(1, np.float32)),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(
+    case: Case, tmp_path: Path, name: str, table: np.ndarray
+) -> None:
+    state = case.state.stored_as({key("w"): Scaled(np.ones((), np.float32))})
+    path = tmp_path / "t.trace"
+    point = Point(0.0, state, Chain(()), 0.1, 0.2)
+    save_trace(path, origin(case), [point], case.problem.reference)
+    with safe_open(path, framework="np") as file:
+        header = json.loads(file.metadata()[ENTRY])
+    (change,) = header["candidates"][0]["changed"]
+    change["storage"] = name
+    tensors = {**load_file(path), "0.0.table": table}
+    save_file(tensors, path, {ENTRY: json.dumps(header)})
+    with pytest.raises(MisuseError, match="it is no sound trace"):
+        load_trace(path).storage(0)
+    del tensors["0.0.table"]
+    save_file(tensors, path, {ENTRY: json.dumps(header)})
+    with pytest.raises(MisuseError, match="it is no sound trace"):
+        load_trace(path).storage(0)
 
 
 def test_only_what_differs_is_stored(path: Path) -> None:
