@@ -19,6 +19,7 @@ from onnxpress_adapters.checker import check
 from onnxpress_adapters.errors import AdapterError, BrokenModelError
 from onnxpress_adapters.external import inline
 from onnxpress_adapters.finite import check_finite
+from onnxpress_adapters.packed_tensors import make_plain
 from onnxpress_adapters.soundness import check_names, check_size, check_work
 from onnxpress_adapters.sparse_tensors import make_dense, sparse_constants
 from onnxpress_adapters.tensors import check_length, data_bytes, every_tensor
@@ -57,8 +58,8 @@ def read_model(path: Path, limits: Limits = Limits()) -> ModelProto:
         limits: what the file may ask for.
 
     Returns:
-        The model with all data inline and all sparse constants dense; everything else as in the
-        file.
+        The model with all data inline and all sparse or packed constants dense; everything else as
+        in the file.
 
     Raises:
         BrokenModelError: the file is missing, not ONNX, torn, inconsistent or hostile.
@@ -124,6 +125,9 @@ def _load(model: ModelProto, folder: Path, most: int) -> None:
         inline(where, tensor, folder)
         check_length(where, tensor)
     make_dense(model)
+    make_plain(model, most)
+    if sum(_constant_bytes(model)) > most:
+        raise AdapterError(f"its constants, unpacked, take more than the {most} bytes allowed")
 
 
 def _constant_bytes(model: ModelProto) -> Iterator[int]:

@@ -11,7 +11,7 @@ import os
 import secrets
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -19,25 +19,35 @@ from onnx import AttributeProto, FunctionProto, ModelProto, TensorProto, helper,
 
 from onnxpress_adapters.checker import check
 from onnxpress_adapters.errors import ExportError
+from onnxpress_adapters.packed_tensors import MARK, prefix_of
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.walk import (
     STANDARD_DOMAINS,
     constant_value,
     functions,
     graphs,
+    holders,
     is_constant,
 )
-from onnxpress_exporters.sparse import can_be_smaller, is_smaller, to_sparse, why_not_sparse
+from onnxpress_exporters.packed import Item, pack, why_not_packed
+from onnxpress_exporters.sparse import (
+    can_be_smaller,
+    framed_bytes,
+    is_smaller,
+    to_sparse,
+    why_not_sparse,
+)
+from onnxpress_exporters.values import Plain, Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from onnx import GraphProto, NodeProto, SparseTensorProto
 
     from onnxpress_adapters.weights import WeightKey
 
-Form = Literal["auto", "dense", "sparse"]
+Form = Literal["auto", "dense", "sparse", "packed"]
 
 MOST_PROTOBUF_BYTES = 2**31 - 1
 SPARSE_CONSTANT = 11  # the first opset whose Constant node knows sparse_value
@@ -49,8 +59,9 @@ class Patched:
 
     Attributes:
         model: the patched copy.
-        forms: how each changed constant is written: ``"dense"`` or ``"sparse"``.
-        reasons: why a constant is dense although a sparse form was welcome.
+        forms: how each changed constant is written: ``"dense"``, ``"sparse"``, or ``"packed: "``
+            and how.
+        reasons: why a constant is not sparse or packed although that was welcome.
     """
 
     model: ModelProto
@@ -59,7 +70,10 @@ class Patched:
 
 
 def patch(
-    original: ModelProto, changed: Mapping[WeightKey, np.ndarray], form: Form = "auto"
+    original: ModelProto,
+    changed: Mapping[WeightKey, np.ndarray],
+    form: Form = "auto",
+    storage: Mapping[WeightKey, Storage] | None = None,
 ) -> Patched:
     """Put new values into a copy of a model.
 
@@ -68,7 +82,9 @@ def patch(
         changed: new values, in the shape of the constants; cast to their element types. A constant
             that is listed with the values it has may still become sparse.
         form: ``"sparse"`` wherever that is legal, ``"dense"`` everywhere, or per constant whichever
-            takes fewer bytes.
+            of the two takes fewer bytes; or ``"packed"`` where that takes fewer bytes than dense,
+            and as for ``"auto"`` where it is not possible.
+        storage: how the values were rounded, for those that are packed as codes and scales.
 
     Returns:
         The copy, and how each constant is written in it. Initializers stay where they are when
@@ -82,14 +98,19 @@ def patch(
     for where, tensor in every_tensor(original):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ExportError(f"{where} keeps its data in another file; read it with read_model")
+    if prefix_of(original):
+        raise ExportError("the model holds packed constants already; read it with read_model")
     model = ModelProto()
     model.CopyFrom(original)
-    patcher = _Patcher(form, _opset(model))
-    for path, graph in [*graphs(model), *functions(model)]:
+    patcher = _Patcher(form, model, storage or {})
+    # The innermost first: packing may put copies of nodes, bodies included, in place of nodes.
+    for path, graph in reversed([*graphs(model), *functions(model)]):
         patcher.graph(graph, {k.name: (k, array) for k, array in changed.items() if k.path == path})
     lost = [str(key) for key in changed if key not in patcher.forms]
     if lost:
         raise ExportError(f"the model has no dense constant called {', '.join(sorted(lost))}")
+    if patcher.packed:
+        model.metadata_props.add(key=MARK, value=patcher.prefix)
     return Patched(model, patcher.forms, patcher.reasons)
 
 
@@ -101,11 +122,16 @@ def _opset(model: ModelProto) -> int:
 class _Patcher:
     """Patches graph after graph and remembers what it did with each constant."""
 
-    def __init__(self, form: Form, opset: int) -> None:
+    def __init__(self, form: Form, model: ModelProto, storage: Mapping[WeightKey, Storage]) -> None:
         self.forms: dict[WeightKey, str] = {}
         self.reasons: dict[WeightKey, str] = {}
+        self.packed = False
+        self.prefix = _free_prefix(model) if form == "packed" else ""
         self._form = form
-        self._opset = opset
+        self._dense: set[WeightKey] = set()  # which packing does not make smaller
+        self._opset = _opset(model)
+        self._ir_version = model.ir_version
+        self._storage = storage
 
     def graph(
         self,
@@ -121,6 +147,8 @@ class _Patcher:
                     self._in_function(node, *wanted[node.output[0]])
             return
         outputs = {value.name for value in graph.output}
+        if self._form == "packed":
+            self._pack(graph, wanted)
         gone = []
         for place, tensor in enumerate(graph.initializer):
             if tensor.name in wanted:
@@ -143,6 +171,59 @@ class _Patcher:
                     gone.append(place)
         for place in reversed(gone):
             del graph.node[place]
+
+    def _pack(self, graph: GraphProto, wanted: Mapping[str, tuple[WeightKey, np.ndarray]]) -> None:
+        """Pack what can be packed and is smaller so; the rest stays, with a reason."""
+        outputs = {value.name for value in graph.output}
+        inputs = {value.name for value in graph.input}
+        found: list[tuple[TensorProto, NodeProto | None]] = [(t, None) for t in graph.initializer]
+        for node in graph.node:
+            tensor = constant_value(node) if is_constant(node) and node.output else None
+            if tensor is not None:
+                found.append((tensor, node))
+        items = []
+        for tensor, place in found:
+            name = tensor.name if place is None else place.output[0]
+            if name not in wanted:
+                continue
+            key, array = wanted[name]
+            array = fitted(key, tensor, array)
+            reason = why_not_packed(self._opset, self._ir_version, tensor.data_type, array.size)
+            if name in outputs:
+                reason = "it is an output of its graph"
+            elif name in inputs:
+                reason = reason or "it is an input as well, so that a caller may set it"
+            if reason:
+                self.reasons[key] = reason
+                continue
+            items.append(
+                Item(
+                    name,
+                    array,
+                    self._storage.get(key, Plain()),
+                    framed_bytes(tensor if place is None else place),
+                    place,
+                    tensor.doc_string,
+                    tuple(tensor.metadata_props),
+                )
+            )
+        packing = pack(items, self._opset, self.prefix)
+        for item in items:
+            key = wanted[item.name][0]
+            if item.name in packing.forms:
+                self.forms[key] = packing.forms[item.name]
+                self.packed = True
+            else:
+                self._dense.add(key)
+                self.reasons[key] = "dense is smaller"
+        kept = [tensor for tensor in graph.initializer if tensor.name not in packing.forms]
+        nodes = [
+            packing.in_place.get(node.output[0], node) if node.output else node
+            for node in graph.node
+        ]
+        if packing.forms:
+            _replace(graph.initializer, [*kept, *packing.tensors])
+            _replace(graph.node, [*packing.nodes, *nodes])
 
     def _in_function(self, node: NodeProto, key: WeightKey, array: np.ndarray) -> None:
         """Patch a Constant node of a function; most tools read no sparse ones there."""
@@ -186,16 +267,16 @@ class _Patcher:
     ) -> SparseTensorProto | None:
         """Make the sparse form where it is legal and has a chance; note why not otherwise."""
         self.forms[key] = "dense"
-        if self._form == "dense":
+        if self._form == "dense" or key in self._dense:
             return None
         reason = why_not_sparse(tensor.data_type, tensor.dims)
         if output:
             # onnxruntime would answer with a SparseTensor, and refuse it in a body.
             reason = "it is an output of its graph"
-        elif not reason and self._form == "auto" and not can_be_smaller(array):
+        elif not reason and self._form != "sparse" and not can_be_smaller(array):
             reason = "dense is smaller"
         if reason:
-            self.reasons[key] = reason
+            self.reasons.setdefault(key, reason)
             return None
         sparse = to_sparse(tensor.name, array)
         _copy_notes(tensor, sparse.values)
@@ -206,8 +287,36 @@ class _Patcher:
         if smaller or self._form == "sparse":
             self.forms[key] = "sparse"
             return True
-        self.reasons[key] = "dense is smaller"
+        self.reasons.setdefault(key, "dense is smaller")
         return False
+
+
+def _free_prefix(model: ModelProto) -> str:
+    """Give a prefix no name in a model begins with."""
+    names: set[str] = set()
+    for _, holder in holders(model):
+        for node in holder.node:
+            names.update((*node.input, *node.output, node.name))
+        if isinstance(holder, FunctionProto):
+            continue
+        for named in (holder.input, holder.output, holder.initializer, holder.value_info):
+            names.update(one.name for one in named)
+        names.update(one.values.name for one in holder.sparse_initializer)
+    prefix = "~"
+    while any(name.startswith(prefix) for name in names):
+        prefix += "~"
+    return prefix
+
+
+def _replace(field: Any, content: Sequence[Any]) -> None:
+    """Give a repeated field of a message other content, some of which may be its own."""
+    copies = []
+    for one in content:
+        copy = type(one)()
+        copy.CopyFrom(one)
+        copies.append(copy)
+    del field[:]
+    field.extend(copies)
 
 
 def fitted(key: WeightKey, tensor: TensorProto, array: np.ndarray) -> np.ndarray:

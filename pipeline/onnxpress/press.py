@@ -335,7 +335,7 @@ def _judged(
         for key, value in state.tensors.items()
         if key in state.free or value is not problem.reference[key]
     }
-    patched = patch(model, changed, job.form)
+    patched = patch(model, changed, job.form, state.storage)
     judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
     return _Judged(candidate, patched, judgement)
 

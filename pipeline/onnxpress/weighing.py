@@ -32,7 +32,8 @@ class LayerRow:
         elements: how many entries it has.
         zeros_before: in the original.
         zeros_after: in the pressed model.
-        form: how it is written, ``"dense"`` or ``"sparse"``; empty where that is not known.
+        form: how it is written: ``"dense"``, ``"sparse"``, or ``"packed: "`` and how; empty where
+            that is not known.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""``onnxpress densify``: a plain file, for tools that do not read sparse tensors."""
+"""``onnxpress densify``: a plain file, for tools that do not read sparse or packed tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxpress.cli.output import check_target
 @click.argument("model", metavar="IN", type=FILE)
 @click.argument("out", metavar="OUT", type=FILE)
 def densify_command(model: Path, out: Path) -> None:
-    """Write IN to OUT without sparse tensors.
+    """Write IN to OUT without sparse or packed tensors.
 
     OUT computes the same bits. Data in files beside IN goes into OUT itself.
     """

@@ -75,10 +75,11 @@ promise_options = _together(
 
 form_option = click.option(
     "--form",
-    type=click.Choice(["auto", "dense", "sparse"]),
+    type=click.Choice(["auto", "dense", "sparse", "packed"]),
     default="auto",
     show_default=True,
-    help="How weights are written; auto takes whichever is smaller.",
+    help="How weights are written: auto takes the smaller of dense and sparse; packed decodes "
+    "itself when a runtime loads it.",
 )
 
 embeddings_option = click.option(

@@ -1,0 +1,229 @@
+"""Packed constants, as onnxpress writes them, made plain.
+
+A packed constant is what a few nodes of standard operators compute from streams of bytes. A runtime
+folds them when it loads a model; here numpy does, so that nothing above this file meets one.
+
+The names of all streams and of everything between them and the constants begin with a prefix that
+occurs nowhere else in the model; the model's metadata says which (``MARK``). A node that reads
+nothing else is part of a decoder, and what it makes under another name is a constant. Where that
+node has a name the constant was a Constant node and becomes one again, in its place; otherwise it
+was an initializer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import ModelProto, helper, numpy_helper
+
+from onnxpress_adapters.errors import AdapterError, BrokenModelError
+from onnxpress_adapters.walk import STANDARD_DOMAINS, graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from onnx import GraphProto, NodeProto, TensorProto
+
+    Arrays = list[np.ndarray]
+    Attributes = Mapping[str, Any]
+
+MARK = "onnxpress.packed"
+"""The key in a model's metadata; its value is the prefix."""
+
+UNNAMED = "constant"
+"""What, after the prefix, a node is called in place of a Constant node that had no name."""
+
+MOST_BYTES = 2**31 - 1
+
+
+def prefix_of(model: ModelProto) -> str:
+    """Give the prefix of the packed streams of a model, or ``""`` where nothing is packed."""
+    return next((str(entry.value) for entry in model.metadata_props if entry.key == MARK), "")
+
+
+def make_plain(model: ModelProto, most_bytes: int = MOST_BYTES) -> None:
+    """Turn the packed constants of a model into initializers and Constant nodes.
+
+    Initializers follow those of their graph, in the order of the file; streams, decoders and the
+    mark go.
+
+    Args:
+        model: changed in place; its data inline.
+        most_bytes: what any one result on the way may take.
+
+    Raises:
+        BrokenModelError: a decoder holds what none of ours does, or contradicts itself.
+        AdapterError: a result is larger than allowed.
+    """
+    prefix = prefix_of(model)
+    if not prefix:
+        return
+    for _, graph in graphs(model):
+        _unpack(graph, prefix, most_bytes)
+    kept = [entry for entry in model.metadata_props if entry.key != MARK]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+
+
+def _unpack(graph: GraphProto, prefix: str, most_bytes: int) -> None:
+    known = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.name.startswith(prefix)
+    }
+    gone = []
+    for place, node in enumerate(graph.node):
+        if not node.input or not all(name.startswith(prefix) for name in node.input):
+            continue
+        made = _run(node, known, most_bytes)
+        plain = [(n, array) for n, array in made.items() if not n.startswith(prefix)]
+        known.update((n, array) for n, array in made.items() if n.startswith(prefix))
+        tensors = [_tensor(name, array, node) for name, array in plain]
+        if node.name and tensors:
+            name = "" if node.name == prefix + UNNAMED else node.name
+            tensors[0].ClearField("name")
+            node.CopyFrom(helper.make_node("Constant", [], [plain[0][0]], name, value=tensors[0]))
+        else:
+            graph.initializer.extend(tensors)
+            gone.append(place)
+    for place in reversed(gone):
+        del graph.node[place]
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name.startswith(prefix):
+            del graph.initializer[place]
+    for place in reversed(range(len(graph.value_info))):
+        if graph.value_info[place].name.startswith(prefix):
+            del graph.value_info[place]
+
+
+def _tensor(name: str, array: np.ndarray, node: NodeProto) -> TensorProto:
+    tensor = numpy_helper.from_array(array, name)
+    if node.HasField("doc_string"):
+        tensor.doc_string = node.doc_string
+    tensor.metadata_props.extend(node.metadata_props)
+    return tensor
+
+
+def _run(
+    node: NodeProto, known: Mapping[str, np.ndarray], most_bytes: int
+) -> Mapping[str, np.ndarray]:
+    """Compute one node of a decoder."""
+    called = f"the decoder node '{node.output[0] if node.output else node.op_type}'"
+    compute = OPERATORS.get(node.op_type) if node.domain in STANDARD_DOMAINS else None
+    if compute is None:
+        raise BrokenModelError(
+            f"{called} is a {node.op_type}, which no decoder of this version of onnxpress has; "
+            "write the model again, or densify it with the version that wrote it"
+        )
+    try:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes.update(outputs=len(node.output), most_bytes=most_bytes)
+        with np.errstate(all="ignore"):
+            made = compute([known[name] for name in node.input], attributes)
+        return dict(zip(node.output, made, strict=True))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise BrokenModelError(f"{called} does not fit its inputs: {error}") from error
+    except MemoryError as error:
+        raise AdapterError(f"{called} makes more than memory holds") from error
+
+
+def _afford(shape: tuple[int, ...], dtype: np.dtype[Any], attributes: Attributes) -> None:
+    if any(extent < 0 for extent in shape):
+        raise ValueError(f"a negative extent in {list(shape)}")
+    if math.prod(shape) * dtype.itemsize > attributes["most_bytes"]:
+        raise AdapterError(f"a packed constant takes more than {attributes['most_bytes']} bytes")
+
+
+def _cast(inputs: Arrays, attributes: Attributes) -> Arrays:
+    (values,) = inputs
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(attributes["to"]))
+    if dtype.kind not in "fiu":
+        raise ValueError(f"a cast to {dtype}")
+    _afford(values.shape, dtype, attributes)
+    return [values.astype(dtype)]
+
+
+def _cum_sum(inputs: Arrays, attributes: Attributes) -> Arrays:
+    values, axis = inputs
+    sums = np.cumsum(values, int(axis), values.dtype)
+    return [sums - values if attributes.get("exclusive") else sums]
+
+
+def _constant_of_shape(inputs: Arrays, attributes: Attributes) -> Arrays:
+    (shape,) = inputs
+    value = numpy_helper.to_array(attributes["value"]).reshape(())
+    extents = tuple(int(extent) for extent in shape.reshape(-1))
+    _afford(extents, value.dtype, attributes)
+    return [np.full(extents, value)]
+
+
+def _scatter(inputs: Arrays, _: Attributes) -> Arrays:
+    data, places, values = inputs
+    if places.size and (int(places.min()) < 0 or int(places.max()) >= data.size):
+        raise ValueError(f"a place outside {data.size} entries")
+    if data.ndim != 1 or places.shape != values.shape:
+        raise ValueError(f"{list(values.shape)} values for {list(places.shape)} places")
+    filled = data.copy()
+    filled[places] = values
+    return [filled]
+
+
+def _gather(inputs: Arrays, attributes: Attributes) -> Arrays:
+    table, places = inputs
+    axis = int(attributes.get("axis", 0))
+    rest = table.shape[:axis] + table.shape[axis + 1 :]
+    _afford((*rest, *places.shape), table.dtype, attributes)
+    return [np.take(table, places, axis)]
+
+
+def _pad(inputs: Arrays, attributes: Attributes) -> Arrays:
+    values, (before, after) = inputs
+    _afford((int(before) + len(values) + int(after),), values.dtype, attributes)
+    return [np.pad(values, (int(before), int(after)))]
+
+
+def _concat(inputs: Arrays, attributes: Attributes) -> Arrays:
+    _afford((sum(len(values) for values in inputs),), inputs[0].dtype, attributes)
+    return [np.concatenate(inputs)]
+
+
+def _reshape(inputs: Arrays, _: Attributes) -> Arrays:
+    values, shape = inputs
+    return [values.reshape([int(extent) for extent in shape])]
+
+
+def _split(inputs: Arrays, attributes: Attributes) -> Arrays:
+    values = inputs[0]
+    lengths = [int(n) for n in (inputs[1] if len(inputs) > 1 else attributes["split"])]
+    if sum(lengths) != len(values) or min(lengths) < 0 or len(lengths) != attributes["outputs"]:
+        raise ValueError(f"parts of {sum(lengths)} entries of {len(values)}")
+    return np.split(values, np.cumsum(lengths)[:-1])
+
+
+def _binary(compute: Callable[..., np.ndarray]) -> Callable[[Arrays, Attributes], Arrays]:
+    def run(inputs: Arrays, attributes: Attributes) -> Arrays:
+        first, second = inputs
+        _afford(np.broadcast_shapes(first.shape, second.shape), first.dtype, attributes)
+        return [np.asarray(compute(first, second))]
+
+    return run
+
+
+OPERATORS: Mapping[str, Callable[[Arrays, Attributes], Arrays]] = {
+    "Add": _binary(np.add),
+    "Cast": _cast,
+    "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape,
+    "CumSum": _cum_sum,
+    "Div": _binary(np.floor_divide),  # whole numbers from 0 up
+    "Gather": _gather,
+    "Mod": _binary(np.mod),
+    "Mul": _binary(np.multiply),
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "ScatterElements": _scatter,
+    "Split": _split,
+}
+"""What decoders are made of, for the inputs that they have."""

@@ -1,0 +1,358 @@
+"""Constants that decode themselves: streams of bytes, and standard operators that read them.
+
+onnxruntime folds the operators when it loads a model, so a session runs as it would with plain
+constants. Each constant is written in whichever way takes the fewest bytes, decoder included; small
+ones share one. ``onnxpress_adapters.packed_tensors`` reads them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import NodeProto, StringStringEntryProto, TensorProto
+
+from onnxpress_adapters.packed_tensors import UNNAMED
+from onnxpress_exporters.packed_codes import Codes, all_codes
+from onnxpress_exporters.packed_parts import Parts, common_parts
+from onnxpress_exporters.packed_places import WAYS, Layout, Placed
+from onnxpress_exporters.values import Plain, Scaled, Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+FIRST_OPSET = 11
+"""The first one that has all of CumSum, ScatterElements and a Pad that takes its lengths."""
+
+PACKED_TYPES = frozenset(
+    {
+        *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE),
+        *(TensorProto.INT8, TensorProto.UINT8),
+    }
+)
+
+MOST_ENTRIES = 2**31 - 1
+"""Places are counted in int32."""
+
+SHARING = 1 << 18
+"""Entries of the largest constant that shares a decoder; above, its own is worth its bytes."""
+
+MOST_SHARING = 100
+"""Constants that share a decoder, at most: with more, their lengths would take over 1024 bytes and
+other tools move such a tensor to a data file, where onnxruntime's shape inference does not look."""
+
+DECODER_BYTES = 1024
+"""More than any decoder takes beside its streams."""
+
+SHARE_BYTES = 100
+"""About what a constant takes in a shared decoder beside its streams."""
+
+LONG_SCALES = 32
+"""Scales from which on a Cast takes fewer bytes than float32 in place of float16."""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A constant to pack.
+
+    Attributes:
+        name: of the constant.
+        array: its values, in its own type and shape.
+        storage: how they were rounded.
+        dense_bytes: what it takes as it is.
+        node: the Constant node it is; None for an initializer.
+        doc_string: of the tensor.
+        notes: its metadata.
+    """
+
+    name: str
+    array: np.ndarray
+    storage: Storage
+    dense_bytes: int
+    node: NodeProto | None = None
+    doc_string: str = ""
+    notes: tuple[StringStringEntryProto, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """What constants of one graph became.
+
+    Attributes:
+        tensors: initializers to add.
+        nodes: to put in front of all others.
+        in_place: what a Constant node becomes, by the constant's name.
+        forms: how each packed constant is written, for people, by name. What is missing here
+            takes fewer bytes as it is.
+    """
+
+    tensors: Sequence[TensorProto]
+    nodes: Sequence[NodeProto]
+    in_place: dict[str, NodeProto]
+    forms: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoder:
+    """The parts that make some constants.
+
+    Attributes:
+        parts: all of them.
+        items: what they make.
+        form: for people.
+    """
+
+    parts: Parts
+    items: tuple[Item, ...]
+    form: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """A constant, and the ways to write it.
+
+    Attributes:
+        item: the constant.
+        place: its number in the graph.
+        layout: its counts.
+        codes: the ways to write its values.
+    """
+
+    item: Item
+    place: int
+    layout: Layout
+    codes: Sequence[Codes]
+
+    def options(self, ways: Collection[str]) -> list[tuple[int, Codes, str]]:
+        """Give bytes of payload, codes and way, the fewest bytes first."""
+        found = [
+            (self.layout.payload_bytes(codes, way), codes, way)
+            for codes in self.codes
+            for way in self.layout.ways
+            if way in ways and (codes.kind, way) != ("plain", "dense")
+        ]
+        return sorted(found, key=lambda option: option[0])
+
+
+def why_not_packed(opset: int, ir_version: int, data_type: int, entries: int) -> str:
+    """Say why a constant cannot be packed, or ``""`` where it can.
+
+    Args:
+        opset: of the model.
+        ir_version: of the model.
+        data_type: ONNX element type of the constant.
+        entries: how many it has.
+    """
+    if opset < FIRST_OPSET:
+        return f"opset {opset} lacks operators to decode it with; opset {FIRST_OPSET} has them"
+    if ir_version < 4:
+        return f"in IR version {ir_version} every constant is an input of the model"
+    if data_type not in PACKED_TYPES:
+        return f"{TensorProto.DataType.Name(data_type).lower()} numbers are not packed"
+    if not 0 < entries <= MOST_ENTRIES:
+        return "it has no entries" if not entries else "it has 2^31 entries or more"
+    return ""
+
+
+def pack(items: Sequence[Item], opset: int, prefix: str) -> Packing:
+    """Pack constants of one graph, where that takes fewer bytes.
+
+    Args:
+        items: the constants; ``why_not_packed`` has nothing against them.
+        opset: of the model.
+        prefix: of every new name.
+
+    Returns:
+        The parts, which are the same whenever the constants are.
+    """
+    choices = [
+        _Choice(item, place, Layout.of(item.array.reshape(-1)), all_codes(item.array, item.storage))
+        for place, item in enumerate(items)
+    ]
+    # The tables of the bitmask are paid once, so whether they are worth it all constants say.
+    plans = [_plan(choices, opset, prefix, ways) for ways in (WAYS.keys() - {"bitmask"}, {*WAYS})]
+    decoders, common, _ = min(plans, key=lambda plan: plan[2])
+    in_place: dict[str, NodeProto] = {}
+    forms: dict[str, str] = {}
+    for decoder in decoders:
+        _hand_on_notes(decoder, prefix)
+        nodes = {node.output[0]: node for node in decoder.parts.nodes}
+        for item in decoder.items:
+            forms[item.name] = decoder.form
+            if item.node is not None:
+                in_place[item.name] = nodes[item.name]
+    everything = (common, *(decoder.parts for decoder in decoders)) if decoders else ()
+    return Packing(
+        [tensor for parts in everything for tensor in parts.tensors],
+        [n for parts in everything for n in parts.nodes if n.output[0] not in in_place],
+        in_place,
+        forms,
+    )
+
+
+def _hand_on_notes(decoder: _Decoder, prefix: str) -> None:
+    """Let the node that makes a constant say what the constant did."""
+    nodes = {node.output[0]: node for node in decoder.parts.nodes}
+    for item in decoder.items:
+        node = nodes[item.name]
+        if item.node is not None:
+            node.name = item.node.name or prefix + UNNAMED
+        if item.doc_string:
+            node.doc_string = item.doc_string
+        node.metadata_props.extend(item.notes)
+
+
+def _plan(
+    choices: Sequence[_Choice], opset: int, prefix: str, ways: Collection[str]
+) -> tuple[list[_Decoder], Parts, int]:
+    """Choose decoders; give them, what they share, and the bytes of all constants together."""
+    alone = {choice.place: _alone(choice, opset, prefix, ways) for choice in choices}
+    shared: list[_Decoder] = []
+    for group in _groups(choices, ways):
+        joint = _together(group, opset, prefix, ways)
+        if joint is None:
+            continue
+        apart = sum(_size(alone[choice.place], choice) for choice in group)
+        if joint.parts.size_bytes < apart:
+            shared.append(joint)
+            for choice in group:
+                alone[choice.place] = None
+    decoders = [*shared, *(decoder for decoder in alone.values() if decoder is not None)]
+    needs = set(chain.from_iterable(decoder.parts.needs for decoder in decoders))
+    common = common_parts(needs, prefix, opset)
+    packed = {id(item) for decoder in decoders for item in decoder.items}
+    left = sum(c.item.dense_bytes for c in choices if id(c.item) not in packed)
+    total = left + common.size_bytes + sum(decoder.parts.size_bytes for decoder in decoders)
+    return decoders, common, total
+
+
+def _size(decoder: _Decoder | None, choice: _Choice) -> int:
+    return choice.item.dense_bytes if decoder is None else decoder.parts.size_bytes
+
+
+def _alone(choice: _Choice, opset: int, prefix: str, ways: Collection[str]) -> _Decoder | None:
+    """Give the smallest decoder of one constant; None where dense is smaller."""
+    options = choice.options(ways)
+    least = options[0][0] if options else 0
+    best: _Decoder | None = None
+    for payload, codes, way in options:
+        if payload > least + DECODER_BYTES or payload >= choice.item.dense_bytes:
+            break
+        parts = Parts(f"{prefix}{choice.place}.", prefix, opset)
+        _write_one(parts, choice.item, codes, way)
+        if parts.size_bytes < _size(best, choice):
+            best = _Decoder(parts, (choice.item,), _form(codes, way))
+    return best
+
+
+def _groups(choices: Iterable[_Choice], ways: Collection[str]) -> list[list[_Choice]]:
+    """Put small constants together that are best written alike."""
+    groups: dict[tuple[str, str, str], list[_Choice]] = defaultdict(list)
+    for choice in choices:
+        options = choice.options(ways)
+        if choice.layout.size > SHARING or not options:
+            continue
+        payload, codes, way = options[0]
+        if payload + SHARE_BYTES < choice.item.dense_bytes:
+            groups[str(codes.dtype), codes.kind, way].append(choice)
+    pieces = [
+        group[start : start + MOST_SHARING]
+        for group in groups.values()
+        for start in range(0, len(group), MOST_SHARING)
+    ]
+    return [piece for piece in pieces if len(piece) > 1]
+
+
+def _together(
+    group: Sequence[_Choice], opset: int, prefix: str, ways: Collection[str]
+) -> _Decoder | None:
+    """Give one decoder for constants that are best written alike; None where there is none."""
+    kind, way = (group[0].options(ways)[0][1].kind, group[0].options(ways)[0][2])
+    if way == "zeros":
+        return None
+    items = tuple(choice.item for choice in group)
+    if kind == "int8":
+        own = [next(codes for codes in c.codes if codes.kind == kind).flat for c in group]
+        codes = Codes(kind, np.concatenate(own), np.dtype(np.float32))
+    else:
+        flat = np.concatenate([item.array.reshape(-1) for item in items])
+        alike = [codes for codes in all_codes(flat, Plain()) if codes.kind == kind]
+        if not alike:  # too many values for one codebook
+            return None
+        codes = alike[0]
+    parts = Parts(f"{prefix}{group[0].place}.", prefix, opset)
+    _write_many(parts, items, codes, way)
+    return _Decoder(parts, items, f"{_form(codes, way)}, shared")
+
+
+def _form(codes: Codes, way: str) -> str:
+    kind = {"plain": str(codes.dtype), "palette": f"palette of {codes.bits} bits"}
+    return (
+        f"packed: {way}" if way == "zeros" else f"packed: {way}, {kind.get(codes.kind, codes.kind)}"
+    )
+
+
+def _write_one(parts: Parts, item: Item, codes: Codes, way: str) -> None:
+    """Write one constant."""
+    shape = item.array.shape
+    if way == "zeros":
+        parts.zeros(shape, item.array.dtype, "z")
+        parts.call_last(item.name)
+        return
+    if way == "dense" and codes.bits >= 8:
+        placed = WAYS[way](parts, replace(codes, flat=codes.flat.reshape(shape)))
+        name = placed.name
+    else:
+        placed = WAYS[way](parts, codes)
+        name = placed.name
+        if placed.length > codes.flat.size:
+            name = _own(parts, placed, [codes.flat.size])[0]
+        name = parts.node(
+            "Reshape", [name, parts.constant("shape", np.array(shape, np.int64))], "shaped"
+        )
+    name = codes.finish(parts, name, placed.data_type)
+    if codes.kind == "int8":
+        _scale(parts, name, item.storage, "")
+    parts.call_last(item.name)
+
+
+def _write_many(parts: Parts, items: Sequence[Item], codes: Codes, way: str) -> None:
+    """Write several constants as one, and cut that into pieces."""
+    placed = WAYS[way](parts, codes)
+    name = codes.finish(parts, placed.name, placed.data_type)
+    whole = Placed(name, placed.data_type, placed.length, placed.flat)
+    pieces = _own(parts, whole, [item.array.size for item in items])
+    shapes: dict[tuple[int, ...], str] = {}
+    for place, (piece, item) in enumerate(zip(pieces, items, strict=False)):
+        shape = item.array.shape
+        if shape not in shapes:
+            shapes[shape] = parts.constant(f"shape{len(shapes)}", np.array(shape, np.int64))
+        name = parts.node("Reshape", [piece, shapes[shape]], f"r{place}")
+        if codes.kind == "int8":
+            _scale(parts, name, item.storage, str(place))
+        parts.call_last(item.name)
+
+
+def _own(parts: Parts, placed: Placed, lengths: Sequence[int]) -> list[str]:
+    """Cut a value into pieces; what is left over is filling."""
+    name = placed.name
+    if not placed.flat:
+        name = parts.node("Reshape", [name, parts.common("flat")], "flat")
+    rest = placed.length - sum(lengths)
+    return parts.split(name, [*lengths, rest] if rest else lengths, "p")
+
+
+def _scale(parts: Parts, name: str, storage: Storage, number: str) -> None:
+    """Multiply codes by their scales, in float32."""
+    if not isinstance(storage, Scaled):
+        raise TypeError(f"{storage} has no scale")
+    scales = storage.scales
+    if scales.dtype == np.float16 and scales.size <= LONG_SCALES:
+        scales = scales.astype(np.float32)
+    factor = parts.constant(f"scale{number}", scales)
+    if scales.dtype != np.float32:
+        factor = parts.cast(factor, f"factor{number}", TensorProto.FLOAT)
+    parts.node("Mul", [name, factor], f"m{number}")

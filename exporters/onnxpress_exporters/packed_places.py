@@ -1,0 +1,208 @@
+"""Where the nonzeros of a constant stand, and how standard operators bring them there.
+
+Only operators that onnxruntime folds when it loads a model are used. NonZero and Compress, which
+would be shorter, it runs again with every call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from onnxpress_exporters.packed_codes import nonzero
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from onnxpress_exporters.packed_codes import Codes
+    from onnxpress_exporters.packed_parts import Parts
+
+PADDED = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int8), np.dtype(np.uint8))
+"""Types whose Pad onnxruntime folds."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Codes in their places, on the way.
+
+    Attributes:
+        name: of the value.
+        data_type: its ONNX element type; int32 for places in a codebook, at times.
+        length: entries; those beyond the constant's own are filling.
+        flat: whether it is a vector already.
+    """
+
+    name: str
+    data_type: int
+    length: int
+    flat: bool = True
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many entries a constant has in each way of writing it.
+
+    Attributes:
+        size: of the constant.
+        nonzeros: entries with a bit that is set.
+        gaps: entries of the streams, by way: the nonzeros, and zeros named on the way.
+    """
+
+    size: int
+    nonzeros: int
+    gaps: Mapping[str, int]
+
+    @classmethod
+    def of(cls, flat: np.ndarray) -> Layout:
+        """Count, in the entries or codes of a constant ``[entries]``."""
+        steps = _steps(np.flatnonzero(nonzero(flat)))
+        entries = {
+            way: len(steps) + int(_fillers(steps, np.iinfo(dtype).max).sum())
+            for way, dtype in GAPS.items()
+        }
+        return cls(flat.size, len(steps), entries)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways it can be written."""
+        return ("dense", *GAPS, "bitmask") if self.nonzeros else ("zeros",)
+
+    def payload_bytes(self, codes: Codes, way: str) -> int:
+        """Count the bytes of the streams, which is what grows with a constant.
+
+        Args:
+            codes: of the constant.
+            way: a key of ``WAYS``.
+        """
+        if way == "zeros":
+            return 0
+        if way == "dense":
+            bits = self.size * codes.bits
+        elif way == "bitmask":
+            bits = 8 * -(-self.size // 8) + self.nonzeros * codes.bits
+        else:
+            bits = self.gaps[way] * (8 * np.dtype(GAPS[way]).itemsize + codes.bits)
+        return -(-bits // 8) + codes.fixed_bytes
+
+
+def _steps(places: np.ndarray) -> np.ndarray:
+    return np.diff(places, prepend=0)
+
+
+def _fillers(steps: np.ndarray, most: int) -> np.ndarray:
+    """Say how many zeros have to be named on the way, as a gap holds no more than ``most``."""
+    zeros: np.ndarray = np.maximum(steps - 1, 0) // most
+    return zeros
+
+
+def _dense(parts: Parts, codes: Codes) -> Placed:
+    """Write all codes, one after the other."""
+    return _stream(parts, codes, codes.flat)
+
+
+def _zeros(parts: Parts, codes: Codes) -> Placed:
+    """Write nothing."""
+    count = codes.flat.size
+    name = parts.zeros([count], codes.flat.dtype, "z")
+    return Placed(name, _data_type(codes.flat), count)
+
+
+def _gaps(parts: Parts, codes: Codes, dtype: type[np.unsignedinteger]) -> Placed:
+    """Write the steps from one nonzero to the next; their sums are where the nonzeros stand."""
+    most = np.iinfo(dtype).max
+    steps = _steps(np.flatnonzero(nonzero(codes.flat)))
+    before = _fillers(steps, most)
+    ends = np.cumsum(before + 1) - 1
+    gaps = np.full(len(steps) + int(before.sum()), most, dtype)
+    gaps[ends] = steps - before * most
+    places = np.cumsum(gaps, dtype=np.int64)
+    numbers = parts.cast(parts.constant("gaps", gaps), "steps", TensorProto.INT32)
+    at = parts.node("CumSum", [numbers, parts.common("axis")], "at")
+    kept = _narrow(parts, codes, _stream(parts, codes, codes.flat[places]), len(gaps))
+    empty = parts.zeros([codes.flat.size], codes.flat.dtype, "z")
+    name = parts.node("ScatterElements", [empty, at, kept], "put")
+    return Placed(name, _data_type(codes.flat), codes.flat.size)
+
+
+def _gaps8(parts: Parts, codes: Codes) -> Placed:
+    return _gaps(parts, codes, np.uint8)
+
+
+def _gaps16(parts: Parts, codes: Codes) -> Placed:
+    return _gaps(parts, codes, np.uint16)
+
+
+def _bitmask(parts: Parts, codes: Codes) -> Placed:
+    """Write a bit per entry.
+
+    Each byte of the mask chooses a row of a table, and the ones in the bytes before it are added:
+    that is the place of each entry among the kept ones, which follow as many zeros as there are of
+    them, and one more. The table sends a cleared bit to one of these zeros, whatever is added.
+    """
+    kept = nonzero(codes.flat)
+    count = int(kept.sum())
+    mask = parts.cast(parts.constant("mask", np.packbits(kept)), "rows", TensorProto.INT32)
+    ones = parts.node("Gather", [parts.common("counts"), mask], "ones")
+    before = parts.node("CumSum", [ones, parts.common("axis")], "before", exclusive=1)
+    shift = parts.constant("count", np.array(count, np.int32))
+    shifted = parts.node("Add", [parts.common("ranks"), shift], "shifted")
+    table = parts.node("Mul", [parts.common("bits"), shifted], "table")
+    rows = parts.node("Gather", [table, mask], "ranks")
+    places = parts.node("Add", [rows, before], "at")
+    values = _narrow(parts, codes, _stream(parts, codes, codes.flat[kept]), count)
+    if codes.flat.dtype in PADDED:
+        lengths = parts.constant("pads", np.array([count + 1, 0], np.int64))
+        values = parts.node("Pad", [values, lengths], "padded")
+    else:
+        zeros = parts.zeros([count + 1], codes.flat.dtype, "z")
+        values = parts.node("Concat", [zeros, values], "padded", axis=0)
+    name = parts.node("Gather", [values, places], "put")
+    return Placed(name, _data_type(codes.flat), 8 * -(-codes.flat.size // 8), flat=False)
+
+
+GAPS: Mapping[str, type[np.unsignedinteger]] = {"gaps": np.uint8, "wide gaps": np.uint16}
+
+WAYS: Mapping[str, Callable[[Parts, Codes], Placed]] = {
+    "dense": _dense,
+    "zeros": _zeros,
+    "gaps": _gaps8,
+    "wide gaps": _gaps16,
+    "bitmask": _bitmask,
+}
+"""How places are written; ``"zeros"`` is for constants that have no others."""
+
+
+def _stream(parts: Parts, codes: Codes, kept: np.ndarray) -> Placed:
+    """Write codes one after the other, several to a byte where they are short."""
+    bits = codes.bits
+    if bits >= 8:
+        return Placed(parts.constant("codes", kept), _data_type(kept), kept.size)
+    fields = 8 // bits
+    rows = -(-kept.size // fields)
+    padded = np.zeros(rows * fields, np.uint8)
+    padded[: kept.size] = kept
+    powers = (2 ** np.arange(8 - bits, -1, -bits)).astype(np.uint8)
+    packed = (padded.reshape(rows, fields) * powers).sum(1, dtype=np.uint8)
+    wide = parts.cast(parts.constant("codes", packed[:, None]), "wide", TensorProto.INT32)
+    moved = parts.node("Div", [wide, parts.common(f"divisors{bits}")], "moved")
+    name = parts.node("Mod", [moved, parts.common(f"field{bits}")], "fields")
+    return Placed(name, TensorProto.INT32, rows * fields, flat=False)
+
+
+def _narrow(parts: Parts, codes: Codes, stream: Placed, count: int) -> str:
+    """Make a vector of exactly the codes there are, of their own type."""
+    name = stream.name
+    if not stream.flat:
+        name = parts.node("Reshape", [name, parts.common("flat")], "line")
+    if stream.length > count:
+        name = parts.split(name, [count, stream.length - count], "own")[0]
+    if stream.data_type != _data_type(codes.flat):
+        name = parts.cast(name, "narrow", _data_type(codes.flat))
+    return name
+
+
+def _data_type(array: np.ndarray) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(array.dtype))
