@@ -194,6 +194,22 @@ def _reshape(inputs: Arrays, _: Attributes) -> Arrays:
     return [values.reshape([int(extent) for extent in shape])]
 
 
+def _mat_mul(inputs: Arrays, attributes: Attributes) -> Arrays:
+    rows, matrix = inputs
+    _afford((rows.shape[0], matrix.shape[1]), rows.dtype, attributes)
+    return [rows @ matrix]
+
+
+def _transpose(inputs: Arrays, attributes: Attributes) -> Arrays:
+    (values,) = inputs
+    return [values.transpose(attributes["perm"])]
+
+
+def _negate(inputs: Arrays, _: Attributes) -> Arrays:
+    (values,) = inputs
+    return [np.logical_not(values)]
+
+
 def _split(inputs: Arrays, attributes: Attributes) -> Arrays:
     values = inputs[0]
     lengths = [int(n) for n in (inputs[1] if len(inputs) > 1 else attributes["split"])]
@@ -219,11 +235,17 @@ OPERATORS: Mapping[str, Callable[[Arrays, Attributes], Arrays]] = {
     "CumSum": _cum_sum,
     "Div": _binary(np.floor_divide),  # whole numbers from 0 up
     "Gather": _gather,
+    "Less": _binary(np.less),
+    "MatMul": _mat_mul,
     "Mod": _binary(np.mod),
     "Mul": _binary(np.multiply),
+    "Not": _negate,
     "Pad": _pad,
     "Reshape": _reshape,
+    "Scatter": _scatter,
     "ScatterElements": _scatter,
     "Split": _split,
+    "Sub": _binary(np.subtract),
+    "Transpose": _transpose,
 }
 """What decoders are made of, for the inputs that they have."""

@@ -24,8 +24,8 @@ from onnxpress_exporters.values import Plain, Scaled, Storage
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-FIRST_OPSET = 11
-"""The first one that has all of CumSum, ScatterElements and a Pad that takes its lengths."""
+FIRST_OPSET = 9
+"""The first one that has Scatter and ConstantOfShape; only from 11 on is there a CumSum."""
 
 PACKED_TYPES = frozenset(
     {

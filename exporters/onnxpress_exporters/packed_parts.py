@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 SPLIT_BY_INPUT = 13
 """The first opset whose Split takes its lengths as an input."""
 
+CUM_SUM = 11
+"""The first opset with CumSum, ScatterElements and a Pad for every type; all at once."""
+
+MODULO = 10
+"""The first opset with Mod."""
+
+ROW = 128
+"""Numbers in a row whose sums a matrix makes, where there is no CumSum."""
+
 
 class Parts:
     """A decoder as it grows.
@@ -69,6 +78,13 @@ class Parts:
         extents = self.constant(f"{name}s", np.array(shape, np.int64))
         return self.node("ConstantOfShape", [extents], name, value=zero)
 
+    def remainder(self, value: str, divisor: str, name: str) -> str:
+        """Add what is left of whole numbers, from 0 up, after a division."""
+        if self.opset >= MODULO:
+            return self.node("Mod", [value, divisor], name)
+        whole = self.node("Div", [value, divisor], f"{name}d")
+        return self.node("Sub", [value, self.node("Mul", [whole, divisor], f"{name}m")], name)
+
     def split(self, value: str, lengths: Sequence[int], name: str) -> list[str]:
         """Add a Split of a vector."""
         names = [f"{self._prefix}{name}{place}" for place in range(len(lengths))]
@@ -98,6 +114,9 @@ def common_parts(needs: set[str], prefix: str, opset: int) -> Parts:
     takes a quarter of the bytes of the tables. ``divisorsN`` bring the N-bit fields of a byte, the
     highest first, to its end, and ``fieldN`` is 2 to the N.
 
+    Where there is no CumSum, ``counts`` are float32 ``[256]``, and rows are multiplied by ``upto``
+    or ``below`` ``[ROW, ROW]``: 1 where a number belongs to a sum with and without its own place.
+
     Args:
         needs: which of them.
         prefix: of their names.
@@ -105,7 +124,7 @@ def common_parts(needs: set[str], prefix: str, opset: int) -> Parts:
     """
     parts = Parts(prefix, prefix, opset)
     tables = needs & {"bits", "ranks", "counts"}
-    if needs & {"axis"} or tables:
+    if opset >= CUM_SUM and (needs & {"axis"} or tables):
         parts.constant("axis", np.array(0, np.int32))
     if "flat" in needs:
         parts.constant("flat", np.array([-1], np.int64))
@@ -114,7 +133,9 @@ def common_parts(needs: set[str], prefix: str, opset: int) -> Parts:
             fields = 2 ** np.arange(8 - bits, -1, -bits)
             parts.constant(f"divisors{bits}", fields.astype(np.int32))
             parts.constant(f"field{bits}", np.array(1 << bits, np.int32))
-    if tables:
+    if needs & {"upto", "below"}:
+        _matrices(parts, needs)
+    if tables and opset >= CUM_SUM:
         one = numpy_helper.from_array(np.ones(1, np.int32))
         shape = parts.constant("bytes", np.array([256, 1], np.int64))
         ones = parts.node("ConstantOfShape", [shape], "ones", value=one)
@@ -125,4 +146,31 @@ def common_parts(needs: set[str], prefix: str, opset: int) -> Parts:
         ranks = parts.node("CumSum", [bits_, across], "ranks")
         last = parts.constant("last", np.array([7], np.int32))
         parts.node("Gather", [ranks, last], "counts", axis=1)
+    elif tables:
+        numbers = parts.constant("numbers", np.arange(256, dtype=np.uint8)[:, None])
+        values = parts.cast(numbers, "values", TensorProto.INT32)
+        moved = parts.node("Div", [values, prefix + "divisors1"], "moved")
+        bits_ = parts.remainder(moved, prefix + "field1", "bits")
+        floats = parts.cast(bits_, "floats", TensorProto.FLOAT)
+        square = parts.constant("square", np.triu(np.ones((8, 8), np.float32)))
+        sums = parts.node("MatMul", [floats, square], "sums")
+        parts.cast(sums, "ranks", TensorProto.INT32)
+        last = parts.constant("last", np.array(7, np.int64))
+        parts.node("Gather", [sums, last], "counts", axis=1)
     return parts
+
+
+def _matrices(parts: Parts, needs: set[str]) -> None:
+    """Compare places with places, which takes fewer bytes than a matrix."""
+    places = parts.cast(
+        parts.constant("places", np.arange(ROW, dtype=np.uint8)[None]), "across", TensorProto.INT32
+    )
+    down = parts.node("Transpose", [places], "down", perm=[1, 0])
+    if "below" in needs:
+        parts.cast(parts.node("Less", [down, places], "less"), "below", TensorProto.FLOAT)
+    if "upto" in needs:
+        parts.cast(
+            parts.node("Not", [parts.node("Less", [places, down], "more")], "most"),
+            "upto",
+            TensorProto.FLOAT,
+        )

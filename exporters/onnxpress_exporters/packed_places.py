@@ -13,6 +13,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from onnxpress_exporters.packed_codes import nonzero
+from onnxpress_exporters.packed_parts import CUM_SUM, ROW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -118,13 +119,37 @@ def _gaps(parts: Parts, codes: Codes, dtype: type[np.unsignedinteger]) -> Placed
     ends = np.cumsum(before + 1) - 1
     gaps = np.full(len(steps) + int(before.sum()), most, dtype)
     gaps[ends] = steps - before * most
+    if parts.opset < CUM_SUM:  # the filling names the last place again, with the value it has
+        gaps = np.pad(gaps, (0, -len(gaps) % ROW))
     places = np.cumsum(gaps, dtype=np.int64)
-    numbers = parts.cast(parts.constant("gaps", gaps), "steps", TensorProto.INT32)
-    at = parts.node("CumSum", [numbers, parts.common("axis")], "at")
+    if parts.opset >= CUM_SUM:
+        numbers = parts.cast(parts.constant("gaps", gaps), "steps", TensorProto.INT32)
+        at = parts.node("CumSum", [numbers, parts.common("axis")], "at")
+    else:
+        rows = parts.constant("gaps", gaps.reshape(-1, ROW))
+        numbers = parts.cast(rows, "steps", TensorProto.FLOAT)
+        sums = _row_sums(parts, numbers, "upto", np.r_[0, places[ROW - 1 : -1 : ROW]])
+        at = parts.node("Reshape", [sums, parts.common("flat")], "at")
     kept = _narrow(parts, codes, _stream(parts, codes, codes.flat[places]), len(gaps))
     empty = parts.zeros([codes.flat.size], codes.flat.dtype, "z")
-    name = parts.node("ScatterElements", [empty, at, kept], "put")
+    scatter = "ScatterElements" if parts.opset >= CUM_SUM else "Scatter"
+    name = parts.node(scatter, [empty, at, kept], "put")
     return Placed(name, _data_type(codes.flat), codes.flat.size)
+
+
+def _row_sums(parts: Parts, numbers: str, matrix: str, before: np.ndarray) -> str:
+    """Sum rows of whole numbers as CumSum would, by a matrix of ones and zeros.
+
+    Args:
+        parts: of the decoder.
+        numbers: name of float32 ``[rows, ROW]``; their sums along a row are below 2^24, so exact.
+        matrix: ``"upto"`` or ``"below"``.
+        before: int64 ``[rows]``, the sum of all rows above each.
+    """
+    sums = parts.node("MatMul", [numbers, parts.common(matrix)], "sums")
+    whole = parts.cast(sums, "whole", TensorProto.INT32)
+    above = parts.constant("above", before.astype(np.int32)[:, None])
+    return parts.node("Add", [whole, above], "summed")
 
 
 def _gaps8(parts: Parts, codes: Codes) -> Placed:
@@ -144,23 +169,32 @@ def _bitmask(parts: Parts, codes: Codes) -> Placed:
     """
     kept = nonzero(codes.flat)
     count = int(kept.sum())
-    mask = parts.cast(parts.constant("mask", np.packbits(kept)), "rows", TensorProto.INT32)
+    packed: np.ndarray = np.packbits(kept)
+    if parts.opset < CUM_SUM:
+        packed = np.pad(packed, (0, -len(packed) % ROW)).reshape(-1, ROW)
+    mask = parts.cast(parts.constant("mask", packed), "rows", TensorProto.INT32)
     ones = parts.node("Gather", [parts.common("counts"), mask], "ones")
-    before = parts.node("CumSum", [ones, parts.common("axis")], "before", exclusive=1)
+    if parts.opset < CUM_SUM:
+        inside = np.unpackbits(packed, axis=1).sum(1)
+        sums = _row_sums(parts, ones, "below", np.cumsum(inside) - inside)
+        shape = parts.constant("deep", np.array([*packed.shape, 1], np.int64))
+        before = parts.node("Reshape", [sums, shape], "before")
+    else:
+        before = parts.node("CumSum", [ones, parts.common("axis")], "before", exclusive=1)
     shift = parts.constant("count", np.array(count, np.int32))
     shifted = parts.node("Add", [parts.common("ranks"), shift], "shifted")
     table = parts.node("Mul", [parts.common("bits"), shifted], "table")
     rows = parts.node("Gather", [table, mask], "ranks")
     places = parts.node("Add", [rows, before], "at")
     values = _narrow(parts, codes, _stream(parts, codes, codes.flat[kept]), count)
-    if codes.flat.dtype in PADDED:
+    if codes.flat.dtype in PADDED and parts.opset >= CUM_SUM:
         lengths = parts.constant("pads", np.array([count + 1, 0], np.int64))
         values = parts.node("Pad", [values, lengths], "padded")
     else:
         zeros = parts.zeros([count + 1], codes.flat.dtype, "z")
         values = parts.node("Concat", [zeros, values], "padded", axis=0)
     name = parts.node("Gather", [values, places], "put")
-    return Placed(name, _data_type(codes.flat), 8 * -(-codes.flat.size // 8), flat=False)
+    return Placed(name, _data_type(codes.flat), 8 * packed.size, flat=False)
 
 
 GAPS: Mapping[str, type[np.unsignedinteger]] = {"gaps": np.uint8, "wide gaps": np.uint16}
@@ -188,7 +222,7 @@ def _stream(parts: Parts, codes: Codes, kept: np.ndarray) -> Placed:
     packed = (padded.reshape(rows, fields) * powers).sum(1, dtype=np.uint8)
     wide = parts.cast(parts.constant("codes", packed[:, None]), "wide", TensorProto.INT32)
     moved = parts.node("Div", [wide, parts.common(f"divisors{bits}")], "moved")
-    name = parts.node("Mod", [moved, parts.common(f"field{bits}")], "fields")
+    name = parts.remainder(moved, parts.common(f"field{bits}"), "fields")
     return Placed(name, TensorProto.INT32, rows * fields, flat=False)
 
 
