@@ -21,6 +21,7 @@ from onnxpress.search import (
 from onnxpress.step import Chain, Step, checked, fix, is_open
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.repair import Repair
+from onnxpress.steps.store import Store, Values
 from onnxpress_adapters.errors import MisuseError, StepError
 
 if TYPE_CHECKING:
@@ -97,14 +98,16 @@ class Plan:
         return self.final is not self.rough
 
 
-def default_plan(*, searched: bool) -> Plan:
+def default_plan(*, searched: bool, values: Values = "fp32") -> Plan:
     """Give the steps used where no recipe is given.
 
     Args:
         searched: whether there is a tolerance to search for, or only a sparsity to go to.
+        values: how they are stored. The repair comes last, to win back what rounding cost.
     """
+    begin: tuple[Step, ...] = (Greedy(),) if values == "fp32" else (Greedy(), Store(values))
     final = Repair(work=FINAL if searched else ALONE)
-    return Plan(Chain((Greedy(), final)), Chain((Greedy(), Repair(work=ROUGH))))
+    return Plan(Chain((*begin, final)), Chain((*begin, Repair(work=ROUGH))))
 
 
 BEYOND = (2.0, 4.0)

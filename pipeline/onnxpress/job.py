@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
+from typing import get_args
 
 from onnxpress.pattern import Pattern
 from onnxpress.step import Step
+from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_exporters.write import Form
 
@@ -34,6 +36,8 @@ class Job:
         pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
             ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
             own.
+        values: how those of weights are stored: ``fp32`` (as they are), ``fp16``, ``int8`` with
+            scales, ``palette`` (16 values a weight); goes without a recipe, as ``pattern`` does.
         output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
         flips: the largest share of changed answers, such as ``0.5%``.
         form: how weights are written.
@@ -59,6 +63,7 @@ class Job:
     sequence: bool = False
     recipe: Step | None = None
     pattern: str = "none"
+    values: Values = "fp32"
     output: tuple[str, ...] = ()
     flips: str | None = None
     form: Form = "auto"
@@ -85,6 +90,14 @@ def check_job(job: Job) -> None:
         raise MisuseError(
             "--pattern is for the steps onnxpress chooses; with a recipe, write it into the steps, "
             f'such as `greedy: {{pattern: "{job.pattern}"}}`'
+        )
+    if job.values not in get_args(Values):
+        known = ", ".join(get_args(Values))
+        raise MisuseError(f"values are not stored as '{job.values}'; there are {known}")
+    if job.values != "fp32" and job.recipe is not None:
+        raise MisuseError(
+            "--values is for the steps onnxpress chooses; with a recipe, write it into the steps, "
+            f"such as `store: {{values: {job.values}}}`"
         )
     if job.sparsity is not None and not 0 < job.sparsity < 1:
         raise MisuseError(f"a sparsity lies between 0 and 1, not at {job.sparsity:g}")

@@ -35,6 +35,7 @@ from onnxpress.samples import (
 from onnxpress.search import Point
 from onnxpress.state import State
 from onnxpress.step import Step, follow, is_open, matches
+from onnxpress.storage import told_of
 from onnxpress.trace import Origin, digest_of, save_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
 from onnxpress.weighing import weigh
@@ -167,7 +168,7 @@ class _Judged:
 def _plan(job: Job, *, searched: bool) -> Plan:
     if job.recipe is not None:
         return Plan.of(job.recipe)
-    plan = default_plan(searched=searched)
+    plan = default_plan(searched=searched, values=job.values)
     return Plan(follow(plan.final, job.pattern), follow(plan.rough, job.pattern))
 
 
@@ -419,6 +420,8 @@ def _notes(problem: Problem, samples: Samples, last: _Judged) -> tuple[str, ...]
         notes.append(
             f"weights whose gradient would have to pass through {', '.join(held)} stay as they are"
         )
+    if told := told_of(last.candidate.state.storage):
+        notes.append(told)
     if samples.duplicates:
         notes.append(f"{samples.duplicates} samples of the data repeat another one")
     unused = count(samples.fit) - len(problem.fit[0])

@@ -29,6 +29,7 @@ from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
+from onnxpress.steps.store import Store
 from onnxpress_adapters.errors import MisuseError, OnnxpressError
 
 STEPS: Mapping[str, type[Any]] = {
@@ -36,6 +37,7 @@ STEPS: Mapping[str, type[Any]] = {
     "greedy": Greedy,
     "iht": Iht,
     "repair": Repair,
+    "store": Store,
     "only": Only,
     "chain": Chain,
     "search": Search,

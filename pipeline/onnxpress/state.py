@@ -45,7 +45,7 @@ class State:
         for key in changed:
             if key not in self.free or key not in self.weights:
                 raise StepError(f"'{key}' is not free: a step may not change it")
-        fresh = {key: form for key, form in changed.items() if not _same(form, self.weights[key])}
+        fresh = {key: form for key, form in changed.items() if not is_same(form, self.weights[key])}
         return replace(self, weights={**self.weights, **fresh})
 
     def with_extras(self, changed: Mapping[WeightKey, Tensor]) -> State:
@@ -91,5 +91,6 @@ class State:
         return self.zeros / self.elements if self.elements else 0.0
 
 
-def _same(new: Dense, old: Dense) -> bool:
+def is_same(new: Dense, old: Dense) -> bool:
+    """Say whether two forms hold the same values and keep the same entries."""
     return torch.equal(new.values, old.values) and torch.equal(new.support, old.support)

@@ -7,6 +7,7 @@ belongs to the distance: so the state after each step holds what the file will h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,13 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onnxpress.state import State, is_same
 from onnxpress_adapters.specs import kind, whole_range
 from onnxpress_adapters.weights import Dense, WeightKey
 from onnxpress_exporters.values import MOST_CODE, MOST_HALF, Half, Palette, Plain, Scaled, Storage
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
-    from onnxpress.state import State
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -72,7 +73,7 @@ def rounding(storage: Storage, device: torch.device) -> Rounding:
     if isinstance(storage, Half):
         return _halved
     if isinstance(storage, Scaled):
-        return _scaled(torch.tensor(storage.scales, dtype=torch.float32, device=device))
+        return scaled(torch.tensor(storage.scales, dtype=torch.float32, device=device))
     return _gathered(storage, device)
 
 
@@ -81,7 +82,9 @@ def _halved(values: Tensor) -> Tensor:
     return values.detach().float().clamp(-MOST_HALF, MOST_HALF).half().to(values.dtype) + 0.0
 
 
-def _scaled(scales: Tensor) -> Rounding:
+def scaled(scales: Tensor) -> Rounding:
+    """Round to whole multiples of scales: float32, of a shape that fits the values."""
+
     def nearest(values: Tensor) -> Tensor:
         codes = (values.detach().float() / scales).round_().clamp_(-MOST_CODE, MOST_CODE)
         return codes.add_(0.0).mul_(scales).to(values.dtype)
@@ -94,7 +97,7 @@ def _gathered(palette: Palette, device: torch.device) -> Rounding:
     borders = torch.from_numpy(palette.borders).to(device)
 
     def nearest(values: Tensor) -> Tensor:
-        single = values.detach().float()
+        single = values.detach().float().contiguous()
         found = codebook[torch.bucketize(single, borders, out_int32=True)]
         return found.masked_fill_(single == 0, 0.0).to(values.dtype)
 
@@ -124,6 +127,20 @@ def has_grid(state: State, problem: Problem) -> bool:
     """Say whether some values can only take steps of a size: no line search works on those."""
     whole = any(kind(dtype) == "integer" for dtype in narrow(problem).values())
     return whole or any(isinstance(each, Scaled | Palette) for each in state.storage.values())
+
+
+def told_of(storage: Mapping[WeightKey, Storage]) -> str:
+    """Say in a sentence how values are stored; nothing where all are as in the original.
+
+    >>> told_of({WeightKey((), "a"): Half(), WeightKey((), "b"): Half()})
+    'the values of 2 weights are rounded to fp16'
+    """
+    counts = Counter(str(each) for each in storage.values() if not isinstance(each, Plain))
+    parts = [
+        f"{count} weight{'s' if count > 1 else ''} are rounded to {name}"
+        for name, count in sorted(counts.items())
+    ]
+    return f"the values of {', of '.join(parts)}" if parts else ""
 
 
 class _Through(torch.autograd.Function):
@@ -165,8 +182,10 @@ def stored(state: State, before: State, problem: Problem) -> State:
     extras = dict(state.extras)
     for key, nearest in nearby.items():
         if key in weights and weights[key] is not before.weights[key]:
-            form = weights[key]
-            weights[key] = Dense(nearest(form.values), form.support)
+            form, old = weights[key], before.weights[key]
+            fresh = Dense(nearest(form.values), form.support)
+            weights[key] = old if is_same(fresh, old) else fresh
         elif key in extras and extras[key] is not before.extras[key]:
-            extras[key] = nearest(extras[key])
+            values = nearest(extras[key])
+            extras[key] = before.extras[key] if values.equal(before.extras[key]) else values
     return replace(state, weights=weights, extras=extras)

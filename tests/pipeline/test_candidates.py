@@ -36,6 +36,7 @@ from onnxpress.step import Chain, Only, is_open
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
+from onnxpress.steps.store import Store
 from onnxpress_adapters.errors import MisuseError, StepError
 
 
@@ -69,6 +70,9 @@ def test_the_default_plan_is_open() -> None:
     assert is_open(plan.final)
     assert is_open(plan.rough)
     assert plan.is_staged
+    plan = default_plan(searched=True, values="int8")
+    assert plan.final == Chain((Greedy(), Store("int8"), Repair(work=FINAL)))
+    assert plan.rough == Chain((Greedy(), Store("int8"), Repair(work=ROUGH)))
     assert not Plan.of(plan.final).is_staged
 
 

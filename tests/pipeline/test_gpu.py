@@ -23,8 +23,11 @@ from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
+from onnxpress.steps.store import Store, Values
+from onnxpress.storage import rounding
 from onnxpress_adapters.read import read_model
 from onnxpress_adapters.weights import Dense
+from onnxpress_exporters.values import Half, Palette, Scaled, Storage, rounded
 
 EXAMPLES = ROOT / "examples"
 NAMES = ("digits_cnn", "digits_fc")
@@ -105,6 +108,45 @@ def test_a_step_does_on_cuda_what_it_does_on_the_cpu(name: str, steps: str) -> N
     assert differing < 0.005 * entries
     assert there.zeros == here.zeros
     assert distance(cuda, there) == pytest.approx(distance(cpu, here), rel=1e-3)
+
+
+@pytest.mark.gpu
+@on_cuda
+@pytest.mark.parametrize(
+    "storage",
+    [
+        Half(),
+        Scaled(np.array(0.013, np.float16)),
+        Scaled(np.linspace(0.01, 0.03, 60)[:, None].astype(np.float16)),
+        Palette(np.linspace(-2, 2.3, 16).astype(np.float32)),
+    ],
+    ids=str,
+)
+def test_values_are_rounded_to_the_same_bits(storage: Storage) -> None:
+    values = torch.randn(60, 500, generator=torch.Generator().manual_seed(0))
+    values[:, ::3] = 0.0
+    found = rounding(storage, DEVICE)(values.to(DEVICE)).cpu()
+    assert found.numpy().tobytes() == rounded(values.numpy(), storage).tobytes()
+
+
+@pytest.mark.gpu
+@on_cuda
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("values", ["fp16", "int8", "palette"])
+def test_values_are_stored_alike(name: str, values: Values) -> None:
+    cpu = moved(on_the_cpu(name), torch.device("cpu"))
+    cuda = moved(cpu, DEVICE)
+    steps = (Magnitude(0.8), Store(values))
+    here, there = ran(steps, cpu), ran(steps, cuda)
+    assert {str(k): str(s) for k, s in there.storage.items()} == {
+        str(k): str(s) for k, s in here.storage.items()
+    }
+    # A value halfway between two codes may take the other one, and the rest of its row with it.
+    assert distance(cuda, there) == pytest.approx(distance(cpu, here), rel=0.02)
+    for key, storage in there.storage.items():
+        array = there.weights[key].values.cpu().numpy()
+        assert array.tobytes() == rounded(array, storage).tobytes()
 
 
 @pytest.mark.gpu

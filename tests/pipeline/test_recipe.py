@@ -14,6 +14,7 @@ from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
+from onnxpress.steps.store import Store
 from onnxpress_adapters.errors import MisuseError, OnnxpressError
 
 
@@ -43,6 +44,8 @@ def test_steps_read(tmp_path: Path) -> None:
           - only: {pattern: "*", step: [magnitude, {repair: }]}
           - repair: {method: adam, rate: 1e-3}
           - search: {step: {greedy: {}}, rounds: 3}
+          - store: {values: int8, feedback: false}
+          - store: {values: palette, entries: 256}
         """,
     )
     assert recipe.settings == {}
@@ -53,6 +56,8 @@ def test_steps_read(tmp_path: Path) -> None:
             Only("*", Chain((Magnitude(), Repair()))),
             Repair(method="adam", rate=0.001),
             Search(Greedy(), rounds=3),
+            Store("int8", feedback=False),
+            Store("palette", entries=256),
         )
     )
 
@@ -64,6 +69,7 @@ def test_steps_read(tmp_path: Path) -> None:
         Chain((Only("a: [b]", Chain((Magnitude(sparsity=0.5), Magnitude(scope="global")))),)),
         Chain((Greedy(pattern="2:4"), Magnitude(pattern="rows:8"), Iht(pattern="block:2x3"))),
         Chain((Search(Chain((Greedy(), Repair())), floor=0.25, deadline=None),)),
+        Chain((Only("a", Store("fp16")), Store("palette", entries=256, feedback=False))),
         Chain(()),
     ],
     ids=str,
@@ -104,6 +110,15 @@ def test_a_step_recipes_do_not_know_cannot_be_written() -> None:
         (
             "steps: [magnitude: {scope: row}]",
             "steps[0].magnitude.scope: input should be 'layer' or 'global', not 'row'",
+        ),
+        (
+            "steps: [store: {values: int4}]",
+            "steps[0].store.values: input should be 'fp32', 'fp16', 'int8' or 'palette', not "
+            "'int4'",
+        ),
+        (
+            "steps: [store: {entries: 32}]",
+            "steps[0].store.entries: input should be 16 or 256, not 32",
         ),
         (
             "steps: [greedy: {between: {work: [1]}}]",

@@ -60,6 +60,13 @@ For example:
     help="Which weights may stay together: 2:4, block:4x8 or rows:32.",
 )
 @click.option(
+    "--values",
+    type=click.Choice(["fp32", "fp16", "int8", "palette"]),
+    default="fp32",
+    show_default=True,
+    help="How the values of weights are stored; the rounding counts as distance.",
+)
+@click.option(
     "--effort",
     type=click.Choice(["quick", "default", "best"]),
     default="default",
