@@ -88,7 +88,7 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
     judged: list[tuple[int, Patched, Judgement]] = []
     for place in _order(trace, tolerance, job.sparsity):
         progress("judging", 0.5, f"sparsity {trace.candidates[place].sparsity:.3f} in onnxruntime")
-        patched = patch(model, _changed(trace, place, model), job.form)
+        patched = patch(model, _changed(trace, place, model), job.form, trace.storage(place))
         found = judge(model, patched.model, arrays, tolerance, origin.seed)
         judged.append((place, patched, found))
         if found.decision.verdict == "within":
