@@ -18,7 +18,7 @@ from onnx import NodeProto, StringStringEntryProto, TensorProto
 from onnxpress_adapters.packed_tensors import UNNAMED
 from onnxpress_exporters.packed_codes import Codes, all_codes
 from onnxpress_exporters.packed_parts import Parts, common_parts
-from onnxpress_exporters.packed_places import WAYS, Layout, Placed
+from onnxpress_exporters.packed_places import FIELDS, WAYS, Layout, Placed
 from onnxpress_exporters.values import Plain, Scaled, Storage
 
 if TYPE_CHECKING:
@@ -172,8 +172,11 @@ def pack(items: Sequence[Item], opset: int, prefix: str) -> Packing:
         _Choice(item, place, Layout.of(item.array.reshape(-1)), all_codes(item.array, item.storage))
         for place, item in enumerate(items)
     ]
-    # The tables of the bitmask are paid once, so whether they are worth it all constants say.
-    plans = [_plan(choices, opset, prefix, ways) for ways in (WAYS.keys() - {"bitmask"}, {*WAYS})]
+    # Tables are paid once, so whether they are worth it all constants together say.
+    plans = [
+        _plan(choices, opset, prefix, WAYS.keys() - without)
+        for without in ({"bitmask", *FIELDS}, {*FIELDS}, {"bitmask"}, set[str]())
+    ]
     decoders, common, _ = min(plans, key=lambda plan: plan[2])
     in_place: dict[str, NodeProto] = {}
     forms: dict[str, str] = {}
@@ -211,15 +214,25 @@ def _plan(
     """Choose decoders; give them, what they share, and the bytes of all constants together."""
     alone = {choice.place: _alone(choice, opset, prefix, ways) for choice in choices}
     shared: list[_Decoder] = []
-    for group in _groups(choices, ways):
-        joint = _together(group, opset, prefix, ways)
-        if joint is None:
-            continue
-        apart = sum(_size(alone[choice.place], choice) for choice in group)
-        if joint.parts.size_bytes < apart:
-            shared.append(joint)
-            for choice in group:
-                alone[choice.place] = None
+    for alike in _alike(choices, ways):
+        best: list[_Decoder] = []
+        saved = 0
+        for groups in ([alike], _by_way(alike, ways)):
+            joint = [_together(group, opset, prefix, ways) for group in groups]
+            found = [
+                (decoder, gain)
+                for decoder, group in zip(joint, groups, strict=True)
+                if decoder is not None
+                and (
+                    gain := sum(_size(alone[c.place], c) for c in group) - decoder.parts.size_bytes
+                )
+                > 0
+            ]
+            if sum(gain for _, gain in found) > saved:
+                best, saved = [decoder for decoder, _ in found], sum(gain for _, gain in found)
+        shared += best
+    joined = {id(item) for decoder in shared for item in decoder.items}
+    alone = {c.place: alone[c.place] for c in choices if id(c.item) not in joined}
     decoders = [*shared, *(decoder for decoder in alone.values() if decoder is not None)]
     needs = set(chain.from_iterable(decoder.parts.needs for decoder in decoders))
     common = common_parts(needs, prefix, opset)
@@ -248,31 +261,38 @@ def _alone(choice: _Choice, opset: int, prefix: str, ways: Collection[str]) -> _
     return best
 
 
-def _groups(choices: Iterable[_Choice], ways: Collection[str]) -> list[list[_Choice]]:
-    """Put small constants together that are best written alike."""
-    groups: dict[tuple[str, str, str], list[_Choice]] = defaultdict(list)
+def _alike(choices: Iterable[_Choice], ways: Collection[str]) -> list[list[_Choice]]:
+    """Put small constants together whose values are best written alike."""
+    groups: dict[tuple[str, str], list[_Choice]] = defaultdict(list)
     for choice in choices:
         options = choice.options(ways)
         if choice.layout.size > SHARING or not options:
             continue
         payload, codes, way = options[0]
-        if payload + SHARE_BYTES < choice.item.dense_bytes:
-            groups[str(codes.dtype), codes.kind, way].append(choice)
-    pieces = [
+        if way != "zeros" and payload + SHARE_BYTES < choice.item.dense_bytes:
+            groups[str(codes.dtype), codes.kind].append(choice)
+    return [
         group[start : start + MOST_SHARING]
         for group in groups.values()
         for start in range(0, len(group), MOST_SHARING)
     ]
-    return [piece for piece in pieces if len(piece) > 1]
+
+
+def _by_way(alike: Sequence[_Choice], ways: Collection[str]) -> list[list[_Choice]]:
+    """Part constants by how their places are best written."""
+    groups: dict[str, list[_Choice]] = defaultdict(list)
+    for choice in alike:
+        groups[choice.options(ways)[0][2]].append(choice)
+    return list(groups.values())
 
 
 def _together(
     group: Sequence[_Choice], opset: int, prefix: str, ways: Collection[str]
 ) -> _Decoder | None:
-    """Give one decoder for constants that are best written alike; None where there is none."""
-    kind, way = (group[0].options(ways)[0][1].kind, group[0].options(ways)[0][2])
-    if way == "zeros":
+    """Give one decoder for constants whose values are best written alike; None if there is none."""
+    if len(group) < 2:
         return None
+    kind = group[0].options(ways)[0][1].kind
     items = tuple(choice.item for choice in group)
     if kind == "int8":
         own = [next(codes for codes in c.codes if codes.kind == kind).flat for c in group]
@@ -283,6 +303,8 @@ def _together(
         if not alike:  # too many values for one codebook
             return None
         codes = alike[0]
+    joint = _Choice(items[0], group[0].place, Layout.of(codes.flat), [codes])
+    _, codes, way = joint.options(ways)[0]
     parts = Parts(f"{prefix}{group[0].place}.", prefix, opset)
     _write_many(parts, items, codes, way)
     return _Decoder(parts, items, f"{_form(codes, way)}, shared")

@@ -112,10 +112,12 @@ def common_parts(needs: set[str], prefix: str, opset: int) -> Parts:
     the bits of a byte, the highest first; ``ranks`` ``[256, 8]`` count the ones up to and including
     each; ``counts`` ``[256, 1]`` count them all. The three are computed from a few numbers, which
     takes a quarter of the bytes of the tables. ``divisorsN`` bring the N-bit fields of a byte, the
-    highest first, to its end, and ``fieldN`` is 2 to the N.
+    highest first, to its end, and ``fieldN`` is 2 to the N. ``advanceN`` says how far a step of N
+    bits leads, ``endingN`` whether it ends at a nonzero; ``one`` is a 1.
 
-    Where there is no CumSum, ``counts`` are float32 ``[256]``, and rows are multiplied by ``upto``
-    or ``below`` ``[ROW, ROW]``: 1 where a number belongs to a sum with and without its own place.
+    Where there is no CumSum, ``lines`` are ``[-1, ROW]``, ``counts`` are float32 ``[256]``, and
+    rows are multiplied by ``upto`` or ``below`` ``[ROW, ROW]``: 1 where a number belongs to a sum
+    with and without its own place.
 
     Args:
         needs: which of them.
@@ -133,6 +135,14 @@ def common_parts(needs: set[str], prefix: str, opset: int) -> Parts:
             fields = 2 ** np.arange(8 - bits, -1, -bits)
             parts.constant(f"divisors{bits}", fields.astype(np.int32))
             parts.constant(f"field{bits}", np.array(1 << bits, np.int32))
+        if f"advance{bits}" in needs:
+            places = np.arange(1 << bits, dtype=np.int32)
+            parts.constant(f"advance{bits}", np.where(places, places, len(places) - 1))
+            parts.constant(f"ending{bits}", (places > 0).astype(np.int32))
+    if "one" in needs:
+        parts.constant("one", np.array(1, np.int32))
+    if "lines" in needs:
+        parts.constant("lines", np.array([-1, ROW], np.int64))
     if needs & {"upto", "below"}:
         _matrices(parts, needs)
     if tables and opset >= CUM_SUM:

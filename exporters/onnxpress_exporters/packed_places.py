@@ -50,11 +50,13 @@ class Layout:
         size: of the constant.
         nonzeros: entries with a bit that is set.
         gaps: entries of the streams, by way: the nonzeros, and zeros named on the way.
+        fields: the same where an entry of the gaps is a part of a byte.
     """
 
     size: int
     nonzeros: int
     gaps: Mapping[str, int]
+    fields: Mapping[str, int]
 
     @classmethod
     def of(cls, flat: np.ndarray) -> Layout:
@@ -64,12 +66,18 @@ class Layout:
             way: len(steps) + int(_fillers(steps, np.iinfo(dtype).max).sum())
             for way, dtype in GAPS.items()
         }
-        return cls(flat.size, len(steps), entries)
+        steps[:1] += 1
+        fields = {
+            way: len(steps) + int(_fillers(steps, (1 << bits) - 1).sum())
+            for way, bits in FIELDS.items()
+            if flat.size <= MOST_SHORT
+        }
+        return cls(flat.size, len(steps), entries, fields)
 
     @property
     def ways(self) -> tuple[str, ...]:
         """The ways it can be written."""
-        return ("dense", *GAPS, "bitmask") if self.nonzeros else ("zeros",)
+        return ("dense", *GAPS, *self.fields, "bitmask") if self.nonzeros else ("zeros",)
 
     def payload_bytes(self, codes: Codes, way: str) -> int:
         """Count the bytes of the streams, which is what grows with a constant.
@@ -84,6 +92,8 @@ class Layout:
             bits = self.size * codes.bits
         elif way == "bitmask":
             bits = 8 * -(-self.size // 8) + self.nonzeros * codes.bits
+        elif way in self.fields:
+            bits = 8 * -(-self.fields[way] * FIELDS[way] // 8) + (self.nonzeros + 1) * codes.bits
         else:
             bits = self.gaps[way] * (8 * np.dtype(GAPS[way]).itemsize + codes.bits)
         return -(-bits // 8) + codes.fixed_bytes
@@ -128,7 +138,7 @@ def _gaps(parts: Parts, codes: Codes, dtype: type[np.unsignedinteger]) -> Placed
     else:
         rows = parts.constant("gaps", gaps.reshape(-1, ROW))
         numbers = parts.cast(rows, "steps", TensorProto.FLOAT)
-        sums = _row_sums(parts, numbers, "upto", np.r_[0, places[ROW - 1 : -1 : ROW]])
+        sums = _row_sums(parts, numbers, "upto", np.r_[0, places[ROW - 1 : -1 : ROW]], "")
         at = parts.node("Reshape", [sums, parts.common("flat")], "at")
     kept = _narrow(parts, codes, _stream(parts, codes, codes.flat[places]), len(gaps))
     empty = parts.zeros([codes.flat.size], codes.flat.dtype, "z")
@@ -137,7 +147,7 @@ def _gaps(parts: Parts, codes: Codes, dtype: type[np.unsignedinteger]) -> Placed
     return Placed(name, _data_type(codes.flat), codes.flat.size)
 
 
-def _row_sums(parts: Parts, numbers: str, matrix: str, before: np.ndarray) -> str:
+def _row_sums(parts: Parts, numbers: str, matrix: str, before: np.ndarray, name: str) -> str:
     """Sum rows of whole numbers as CumSum would, by a matrix of ones and zeros.
 
     Args:
@@ -145,11 +155,73 @@ def _row_sums(parts: Parts, numbers: str, matrix: str, before: np.ndarray) -> st
         numbers: name of float32 ``[rows, ROW]``; their sums along a row are below 2^24, so exact.
         matrix: ``"upto"`` or ``"below"``.
         before: int64 ``[rows]``, the sum of all rows above each.
+        name: before which its parts are called.
     """
-    sums = parts.node("MatMul", [numbers, parts.common(matrix)], "sums")
-    whole = parts.cast(sums, "whole", TensorProto.INT32)
-    above = parts.constant("above", before.astype(np.int32)[:, None])
-    return parts.node("Add", [whole, above], "summed")
+    sums = parts.node("MatMul", [numbers, parts.common(matrix)], f"{name}sums")
+    whole = parts.cast(sums, f"{name}whole", TensorProto.INT32)
+    above = parts.constant(f"{name}above", before.astype(np.int32)[:, None])
+    return parts.node("Add", [whole, above], f"{name}summed")
+
+
+def _fields(parts: Parts, codes: Codes, bits: int) -> Placed:
+    """Write the steps in a few bits each; 0 stands for the longest, with no nonzero at its end.
+
+    The sums of the steps are places again. How many steps so far do end at a nonzero says which one
+    it is; the others write the zero in front of the nonzeros.
+    """
+    longest = (1 << bits) - 1
+    places = np.flatnonzero(nonzero(codes.flat))
+    steps = np.diff(places, prepend=-1)
+    ends = np.cumsum(_fillers(steps, longest) + 1) - 1
+    fields: np.ndarray = np.zeros(int(ends[-1]) + 1, np.uint8)
+    fields[ends] = steps - _fillers(steps, longest) * longest
+    filled = -len(fields) % (8 // bits if parts.opset >= CUM_SUM else ROW)
+    fields = np.pad(fields, (0, filled))
+    name = _unpacked(parts, fields, bits, "gap")
+    lines = "flat" if parts.opset >= CUM_SUM else "lines"
+    name = parts.node("Reshape", [name, parts.common(lines)], "gapline")
+    numbers = np.where(fields, fields, longest).astype(np.int64)
+    at = _running(parts, name, f"advance{bits}", numbers)
+    at = parts.node("Sub", [at, parts.common("one")], "at")
+    which = _running(parts, name, f"ending{bits}", (fields > 0).astype(np.int64))
+    ending = parts.node("Gather", [parts.common(f"ending{bits}"), name], "ending")
+    if parts.opset < CUM_SUM:
+        ending = parts.node("Reshape", [ending, parts.common("flat")], "endings")
+    which = parts.node("Mul", [which, ending], "which")
+    kept = np.concatenate([np.zeros(1, codes.flat.dtype), codes.flat[places]])
+    values = _narrow(parts, codes, _stream(parts, codes, kept), len(kept))
+    values = parts.node("Gather", [values, which], "values")
+    length = codes.flat.size + filled * longest  # where the filling leads
+    empty = parts.zeros([length], codes.flat.dtype, "z")
+    scatter = "ScatterElements" if parts.opset >= CUM_SUM else "Scatter"
+    name = parts.node(scatter, [empty, at, values], "put")
+    return Placed(name, _data_type(codes.flat), length)
+
+
+def _running(parts: Parts, fields: str, table: str, numbers: np.ndarray) -> str:
+    """Look fields up in a table and sum what is there; give the vector of the sums.
+
+    Args:
+        parts: of the decoder.
+        fields: name of int32 ``[fields]``, or ``[rows, ROW]`` where there is no CumSum.
+        table: a common part.
+        numbers: int64 ``[fields]``, what the table says.
+    """
+    looked = parts.node("Gather", [parts.common(table), fields], f"{table}s")
+    if parts.opset >= CUM_SUM:
+        return parts.node("CumSum", [looked, parts.common("axis")], f"{table}at")
+    floats = parts.cast(looked, f"{table}f", TensorProto.FLOAT)
+    above = np.cumsum(numbers)[ROW - 1 : -1 : ROW]
+    sums = _row_sums(parts, floats, "upto", np.r_[0, above], table)
+    return parts.node("Reshape", [sums, parts.common("flat")], f"{table}at")
+
+
+def _two_bits(parts: Parts, codes: Codes) -> Placed:
+    return _fields(parts, codes, 2)
+
+
+def _four_bits(parts: Parts, codes: Codes) -> Placed:
+    return _fields(parts, codes, 4)
 
 
 def _gaps8(parts: Parts, codes: Codes) -> Placed:
@@ -176,7 +248,7 @@ def _bitmask(parts: Parts, codes: Codes) -> Placed:
     ones = parts.node("Gather", [parts.common("counts"), mask], "ones")
     if parts.opset < CUM_SUM:
         inside = np.unpackbits(packed, axis=1).sum(1)
-        sums = _row_sums(parts, ones, "below", np.cumsum(inside) - inside)
+        sums = _row_sums(parts, ones, "below", np.cumsum(inside) - inside, "")
         shape = parts.constant("deep", np.array([*packed.shape, 1], np.int64))
         before = parts.node("Reshape", [sums, shape], "before")
     else:
@@ -197,6 +269,11 @@ def _bitmask(parts: Parts, codes: Codes) -> Placed:
     return Placed(name, _data_type(codes.flat), 8 * packed.size, flat=False)
 
 
+MOST_SHORT = 1 << 22
+"""Entries of the largest constant with gaps in parts of a byte; their decoder takes more memory."""
+
+FIELDS: Mapping[str, int] = {"2-bit gaps": 2, "4-bit gaps": 4}
+
 GAPS: Mapping[str, type[np.unsignedinteger]] = {"gaps": np.uint8, "wide gaps": np.uint16}
 
 WAYS: Mapping[str, Callable[[Parts, Codes], Placed]] = {
@@ -204,6 +281,8 @@ WAYS: Mapping[str, Callable[[Parts, Codes], Placed]] = {
     "zeros": _zeros,
     "gaps": _gaps8,
     "wide gaps": _gaps16,
+    "2-bit gaps": _two_bits,
+    "4-bit gaps": _four_bits,
     "bitmask": _bitmask,
 }
 """How places are written; ``"zeros"`` is for constants that have no others."""
@@ -214,16 +293,24 @@ def _stream(parts: Parts, codes: Codes, kept: np.ndarray) -> Placed:
     bits = codes.bits
     if bits >= 8:
         return Placed(parts.constant("codes", kept), _data_type(kept), kept.size)
-    fields = 8 // bits
-    rows = -(-kept.size // fields)
-    padded = np.zeros(rows * fields, np.uint8)
-    padded[: kept.size] = kept
+    name = _unpacked(parts, kept, bits, "")
+    length = kept.size + -kept.size % (8 // bits)
+    return Placed(name, TensorProto.INT32, length, flat=False)
+
+
+def _unpacked(parts: Parts, fields: np.ndarray, bits: int, name: str) -> str:
+    """Write numbers below 2^bits, several to a byte; give the name of int32 ``[bytes, in each]``.
+
+    The last byte may hold zeros more than there are numbers.
+    """
+    each = 8 // bits
+    padded = np.pad(fields, (0, -fields.size % each)).reshape(-1, each)
     powers = (2 ** np.arange(8 - bits, -1, -bits)).astype(np.uint8)
-    packed = (padded.reshape(rows, fields) * powers).sum(1, dtype=np.uint8)
-    wide = parts.cast(parts.constant("codes", packed[:, None]), "wide", TensorProto.INT32)
-    moved = parts.node("Div", [wide, parts.common(f"divisors{bits}")], "moved")
-    name = parts.remainder(moved, parts.common(f"field{bits}"), "fields")
-    return Placed(name, TensorProto.INT32, rows * fields, flat=False)
+    packed = (padded * powers).sum(1, dtype=np.uint8)
+    called = parts.constant(f"{name}codes", packed[:, None])
+    wide = parts.cast(called, f"{name}wide", TensorProto.INT32)
+    moved = parts.node("Div", [wide, parts.common(f"divisors{bits}")], f"{name}moved")
+    return parts.remainder(moved, parts.common(f"field{bits}"), f"{name}fields")
 
 
 def _narrow(parts: Parts, codes: Codes, stream: Placed, count: int) -> str:
