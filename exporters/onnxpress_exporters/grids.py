@@ -13,7 +13,7 @@ from onnxpress_exporters.values import MOST_CODE, MOST_HALF, Palette, Scaled
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """The share of the largest magnitude that the largest code may stand for."""
 
-FLOOR = 1e-3
+FLOOR = 3e-2
 """Share of the mean importance every entry has at least: inputs may differ from those seen."""
 
 LARGEST = 256

