@@ -6,8 +6,8 @@ folds them when it loads a model; here numpy does, so that nothing above this fi
 The names of all streams and of everything between them and the constants begin with a prefix that
 occurs nowhere else in the model; the model's metadata says which (``MARK``). A node that reads
 nothing else is part of a decoder, and what it makes under another name is a constant. Where that
-node has a name the constant was a Constant node and becomes one again, in its place; otherwise it
-was an initializer.
+node has a name the constant was a Constant node and becomes one again, in its place, without a name
+where that begins with the prefix; otherwise it was an initializer.
 """
 
 from __future__ import annotations
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 MARK = "onnxpress.packed"
 """The key in a model's metadata; its value is the prefix."""
-
-UNNAMED = "constant"
-"""What, after the prefix, a node is called in place of a Constant node that had no name."""
 
 MOST_BYTES = 2**31 - 1
 
@@ -82,7 +79,7 @@ def _unpack(graph: GraphProto, prefix: str, most_bytes: int) -> None:
         known.update((n, array) for n, array in made.items() if n.startswith(prefix))
         tensors = [_tensor(name, array, node) for name, array in plain]
         if node.name and tensors:
-            name = "" if node.name == prefix + UNNAMED else node.name
+            name = "" if node.name.startswith(prefix) else node.name
             tensors[0].ClearField("name")
             node.CopyFrom(helper.make_node("Constant", [], [plain[0][0]], name, value=tensors[0]))
         else:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import NodeProto, StringStringEntryProto, TensorProto
 
-from onnxpress_adapters.packed_tensors import UNNAMED
 from onnxpress_exporters.packed_codes import Codes, all_codes
 from onnxpress_exporters.packed_parts import Parts, common_parts
 from onnxpress_exporters.packed_places import FIELDS, WAYS, Layout, Placed
@@ -181,11 +180,13 @@ def pack(items: Sequence[Item], opset: int, prefix: str) -> Packing:
     in_place: dict[str, NodeProto] = {}
     forms: dict[str, str] = {}
     for decoder in decoders:
-        _hand_on_notes(decoder, prefix)
+        _hand_on_notes(decoder)
         nodes = {node.output[0]: node for node in decoder.parts.nodes}
         for item in decoder.items:
             forms[item.name] = decoder.form
             if item.node is not None:
+                # onnxruntime refuses two nodes of the same name.
+                nodes[item.name].name = item.node.name or f"{prefix}{len(in_place)}"
                 in_place[item.name] = nodes[item.name]
     everything = (common, *(decoder.parts for decoder in decoders)) if decoders else ()
     return Packing(
@@ -196,13 +197,11 @@ def pack(items: Sequence[Item], opset: int, prefix: str) -> Packing:
     )
 
 
-def _hand_on_notes(decoder: _Decoder, prefix: str) -> None:
+def _hand_on_notes(decoder: _Decoder) -> None:
     """Let the node that makes a constant say what the constant did."""
     nodes = {node.output[0]: node for node in decoder.parts.nodes}
     for item in decoder.items:
         node = nodes[item.name]
-        if item.node is not None:
-            node.name = item.node.name or prefix + UNNAMED
         if item.doc_string:
             node.doc_string = item.doc_string
         node.metadata_props.extend(item.notes)

@@ -184,7 +184,7 @@ def test_gaps_longer_than_a_byte_holds(tmp_path: Path) -> None:
 
 
 def test_bytes_per_weight_of_each_form() -> None:
-    """Streams of 200,000 weights and a decoder; an int8 code takes a byte, a gap about half of one."""
+    """Streams of 200,000 weights and a decoder: an int8 code takes a byte, a gap half of one."""
     for density, storage, most in [
         (0.1, None, 0.48),
         (0.1, scale(), 0.18),
@@ -233,12 +233,15 @@ def test_names_notes_and_places_come_back(
     assert densify(made.model) == plain
 
 
-def test_a_constant_node_without_a_name_stays_a_node() -> None:
-    array = thinned(40, 40)
-    original = holding(array, as_node=True)
-    original.graph.node[0].ClearField("name")
-    made = patch(original, {KEY: array}, "packed")
-    assert densify(made.model) == patch(original, {KEY: array}, "dense").model
+def test_constant_nodes_without_a_name_stay_nodes(tmp_path: Path) -> None:
+    arrays = (thinned(40, 40), thinned(50, 50, density=0.6))
+    changed = {WeightKey((), name): array for name, array in zip(("w", "w1"), arrays, strict=True)}
+    original = holding(*arrays, as_node=True)
+    for node in original.graph.node:
+        node.ClearField("name")
+    made = patch(original, changed, "packed")
+    assert_decodes(made, arrays, tmp_path)
+    assert densify(made.model) == patch(original, changed, "dense").model
 
 
 @pytest.mark.parametrize("as_node", [False, True])
