@@ -132,8 +132,7 @@ def one_shot_costs(matrix: Tensor, hessian: Tensor) -> Tensor:
 def refit(target: Tensor, hessian: Tensor, support: Tensor, start: Tensor, rounds: int) -> Tensor:
     """Move the entries of a support so that the layer answers as before, by conjugate gradients.
 
-    Minimises ``tr (W - T) H (W - T)ᵀ`` over ``W`` that vanish outside the support; all rows at
-    once, preconditioned with the diagonal.
+    Minimises ``tr (W - T) H (W - T)ᵀ`` over ``W`` that vanish outside the support.
 
     Args:
         target: T, ``[groups, rows, columns]``.
@@ -146,10 +145,30 @@ def refit(target: Tensor, hessian: Tensor, support: Tensor, start: Tensor, round
         ``[groups, rows, columns]``, exactly zero outside the support.
     """
     gram = damped(hessian)
+    current = torch.where(support, start, 0.0)
+    return descended(current, (target - current) @ gram, gram, support, rounds)
+
+
+def descended(
+    current: Tensor, residual: Tensor, gram: Tensor, support: Tensor, rounds: int
+) -> Tensor:
+    """Minimise ``tr W G Wᵀ / 2 - tr B Wᵀ`` over ``W`` on a support, by conjugate gradients.
+
+    All rows at once, preconditioned with the diagonal.
+
+    Args:
+        current: where to begin, ``[groups, rows, columns]``, zero off the support.
+        residual: B - W G there, as ``current``.
+        gram: G, ``[groups, columns, columns]``, positive definite.
+        support: bool, as ``current``.
+        rounds: iterations; each costs one product with G.
+
+    Returns:
+        W, exactly zero off the support.
+    """
     preconditioner = gram.diagonal(dim1=1, dim2=2)[:, None, :].clamp_min(1e-30).reciprocal()
-    zero = torch.zeros_like(target)
-    current = torch.where(support, start, zero)
-    residual = torch.where(support, (target - current) @ gram, zero)
+    zero = torch.zeros_like(current)
+    residual = torch.where(support, residual, zero)
     aimed = preconditioner * residual
     direction = aimed
     energy = (residual * aimed).sum(2, keepdim=True)

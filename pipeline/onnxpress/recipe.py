@@ -28,6 +28,7 @@ from onnxpress.step import Budgeted, Chain, Only, Step, check_sparsity
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.magnitude import Magnitude
+from onnxpress.steps.refit import Refit
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store
 from onnxpress_adapters.errors import MisuseError, OnnxpressError
@@ -36,6 +37,7 @@ STEPS: Mapping[str, type[Any]] = {
     "magnitude": Magnitude,
     "greedy": Greedy,
     "iht": Iht,
+    "refit": Refit,
     "repair": Repair,
     "store": Store,
     "only": Only,

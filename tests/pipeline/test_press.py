@@ -364,7 +364,7 @@ def test_what_onnxruntime_refuses_is_refused_before_any_work(job: Job) -> None:
     ]
     job = on(job, graph_model(nodes, {"w": np.ones((2, 3, 3, 3))}, shape=(1, 3, 8, 8)))
     stages: list[str] = []
-    with pytest.raises(ExportError, match="onnxruntime refuses the model: .*Conv"):
+    with pytest.raises(ExportError, match=r"onnxruntime refuses the model: .*Conv"):
         compress(job, lambda stage, share, text: stages.append(stage))
     assert "pressing" not in stages
     assert not job.target.exists()

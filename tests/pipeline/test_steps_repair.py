@@ -12,6 +12,7 @@ from onnxpress.objective import objective_of
 from onnxpress.problem import Problem
 from onnxpress.state import State
 from onnxpress.step import Step
+from onnxpress.steps import repair
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 
@@ -100,3 +101,14 @@ def test_without_anything_free_it_does_nothing() -> None:
     case = case_of(linear_model(np.ones((2, 2))))
     empty = case.only()
     assert Repair(extras=False)(empty, case.problem) is empty
+
+
+def test_steps_that_are_too_long_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of(two_headed_model())
+    pruned = Magnitude(sparsity=0.3)(case.state, case.problem)
+    d = objective_of(case.problem).measure_choose
+    before = d(pruned.tensors).value
+    step = Repair(method="adam", work=200.0, rate=0.3)
+    assert d(step(pruned, case.problem).tensors).value < 0.5 * before
+    monkeypatch.setattr(repair, "MOST_FALLS", 0)
+    assert d(step(pruned, case.problem).tensors).value == before  # nothing was better

@@ -34,6 +34,13 @@ WHOLE_BATCH_SECONDS = 0.25
 WHOLE_BATCH_WORK = 12.0
 """Units of work after which L-BFGS has fitted what it was given, and only learns it by heart."""
 
+FIRST_LOOK = 16
+"""An Adam run first looks at the choose set after one part in so many of its steps."""
+
+SHOCK, CALMER, MOST_FALLS = 1.5, 3.0, 3
+"""Where d is then more than so many times what it was, it begins anew with steps so many times
+shorter; so many times at most."""
+
 MANY_STEPS = 800
 """Adam steps from which on ``rate`` holds; fewer steps are shorter, by the square."""
 
@@ -105,7 +112,11 @@ class Repair:
     def _adam(
         self, objective: Objective, point: _Point, before: float
     ) -> tuple[float, dict[WeightKey, Tensor]] | None:
-        """Adam with a cosine schedule on drawn batches; the best look at choose wins."""
+        """Adam with a cosine schedule on drawn batches; the best look at choose wins.
+
+        Where the first look finds d far above where it began, the steps are too long for what there
+        is to mend, and it begins again with shorter ones.
+        """
         problem, cost = objective.problem, objective.cost
         batch = min(self.batch, cost.batch, len(problem.fit[0]))
         batch = max(2, min(batch, cost.steps(self.work, 1) // FEWEST_STEPS))
@@ -114,23 +125,27 @@ class Repair:
         # Few noisy steps must be short ones, or they undo more than they mend.
         share = min(1.0, steps / MANY_STEPS) ** 2
         generator = problem.generator(f"repair {state_size(point)}")
-        groups = [
-            {"params": [leaf], "lr": self.rate * share * point.scale(key)}
-            for key, leaf in point.leaves.items()
-        ]
-        adam = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
-        first = [group["lr"] for group in adam.param_groups]
+        rate = self.rate * share
+        start = point.values()
         leaves = list(point.leaves.values())
+        adam, first = _adam_of(point, rate)
         best: tuple[float, dict[WeightKey, Tensor]] | None = None
-        look = max(1, steps // max(1, min(LOOKS, passes)))
+        looks = max(1, min(LOOKS, passes))
+        begun, fallen, early = 0, 0, steps // FIRST_LOOK if looks > 2 else 0
         for step in range(steps):
-            for group, rate in zip(adam.param_groups, first, strict=True):
-                group["lr"] = rate * 0.5 * (1 + cos(pi * step / steps))
+            for group, size in zip(adam.param_groups, first, strict=True):
+                group["lr"] = size * 0.5 * (1 + cos(pi * (step - begun) / (steps - begun)))
             inputs, wanted = self._drawing.batch(objective, batch, generator)
             objective.push(point.tensors, leaves, inputs, wanted)
             point.pin(leaves)
             adam.step()
-            if (step + 1) % look == 0 or step + 1 == steps:
+            done = step + 1 - begun
+            if done == early and fallen < MOST_FALLS:
+                if not objective.measure_choose(point.tensors()).value <= SHOCK * before:
+                    point.move(start)
+                    rate, begun, fallen = rate / CALMER, step + 1, fallen + 1
+                    adam, first = _adam_of(point, rate)
+            elif done % max(1, (steps - begun) // looks) == 0 or step + 1 == steps:
                 found = objective.measure_choose(point.tensors()).value
                 if found < (before if best is None else best[0]):
                     best = found, point.values()
@@ -234,6 +249,12 @@ class _Point:
             if key in self.masks and leaf.grad is not None:
                 leaf.grad.mul_(self.masks[key])
 
+    def move(self, values: Mapping[WeightKey, Tensor]) -> None:
+        """Put the leaves where they stood."""
+        with torch.no_grad():
+            for key, leaf in self.leaves.items():
+                leaf.copy_(values[key])
+
     def values(self) -> dict[WeightKey, Tensor]:
         """A copy of where the leaves stand."""
         return {key: leaf.detach().clone() for key, leaf in self.leaves.items()}
@@ -254,6 +275,16 @@ class _Point:
         }
         extras = {key: value for key, value in values.items() if key not in self.supports}
         return state.with_weights(weights).with_extras(extras)
+
+
+def _adam_of(point: _Point, rate: float) -> tuple[torch.optim.Adam, list[float]]:
+    """Give Adam for the leaves, with the first step of each as a share of its tensor's size."""
+    sizes = [rate * point.scale(key) for key in point.leaves]
+    groups = [
+        {"params": [leaf], "lr": size}
+        for leaf, size in zip(point.leaves.values(), sizes, strict=True)
+    ]
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True), sizes
 
 
 def state_size(point: _Point) -> int:
