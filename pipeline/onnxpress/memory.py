@@ -120,5 +120,6 @@ def accumulate(
         total += value
         for leaf, slope in zip(leaves, slopes, strict=True):
             if slope is not None:
-                leaf.grad = slope if leaf.grad is None else leaf.grad.add_(slope)
+                # Behind a Transpose or Expand a gradient has strides that optimisers do not take.
+                leaf.grad = slope.contiguous() if leaf.grad is None else leaf.grad.add_(slope)
     return total

@@ -180,6 +180,21 @@ def test_half_a_gradient_counts_for_nothing() -> None:
     assert unused.grad is None
 
 
+def test_gradients_lie_as_optimisers_take_them() -> None:
+    """Gradients behind a Transpose and an Expand: some of their strides swapped, some zero."""
+    turned, spread = torch.ones(3, 4, requires_grad=True), torch.ones(5, requires_grad=True)
+
+    def loss(start: int, stop: int) -> Tensor:
+        return ((turned.T @ torch.ones(3, 2)).sum() + spread.sum()) * ((stop - start) / 10)
+
+    for size in (10, 5):
+        accumulate(Batch(size, size), [turned, spread], 10, loss)
+        for leaf in (turned, spread):
+            assert leaf.grad is not None
+            assert leaf.grad.is_contiguous()
+            assert leaf.grad.view(-1).tolist() == [2.0 if leaf is turned else 1.0] * leaf.numel()
+
+
 def test_the_batch_is_one_for_the_whole_problem() -> None:
     case = case_of(two_headed_model(), [torch.randn(9, 1, 8)])
     objective = objective_of(case.problem)
