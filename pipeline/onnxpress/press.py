@@ -96,9 +96,9 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)
     free = _free(job, model)
     samples = _samples(job, inputs)
-    check_runs(model, samples.judge)  # refused now, not after all the work
     with one_thread_spared(), full_precision():
         problem = _problem(job, model, samples, tolerance, progress)
+    check_runs(model, samples.judge)  # refused now, not after all the work
     state = _first_state(job, model, problem, free)
     plan = _plan(job, searched=tolerance is not None)
     enough = Pattern.parse(job.pattern).most > 0  # n:m says by itself how far to go
