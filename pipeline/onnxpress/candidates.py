@@ -164,7 +164,9 @@ def hunt(
     if plan.is_staged:
         search = replace(search, resolution=ROUGHLY, deadline=_searching_until(deadline))
     finish = _Finish(plan.final, search, state, problem, deadline)
-    points = search.points(state, problem)
+    # Rough candidates go as far as the final one may aim, but not beyond the tolerance.
+    reach = min(1.0, GAIN * margin) if plan.is_staged else margin
+    points = replace(search, margin=reach).points(state, problem)
     points = _looked(finish, points, judge, staged=plan.is_staged)
     if any(point.notes for point in points):  # interrupted
         return points
