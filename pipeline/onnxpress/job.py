@@ -9,6 +9,7 @@ from re import fullmatch
 from typing import get_args
 
 from onnxpress.pattern import Pattern
+from onnxpress.require import parse_requirements
 from onnxpress.step import Step
 from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
@@ -41,6 +42,7 @@ class Job:
         output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
         flips: the largest share of changed answers, such as ``0.5%``.
         form: how weights are written.
+        require: what the file has to reach as well, such as ``size=-50%``, else nothing is written.
         device: ``auto``, ``cpu`` or ``cuda``.
         include: patterns of the weights that may change, all unless given.
         exclude: patterns of weights that may not.
@@ -67,6 +69,7 @@ class Job:
     output: tuple[str, ...] = ()
     flips: str | None = None
     form: Form = "auto"
+    require: tuple[str, ...] = ()
     device: str = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -99,6 +102,7 @@ def check_job(job: Job) -> None:
             "--values is for the steps onnxpress chooses; with a recipe, write it into the steps, "
             f"such as `store: {{values: {job.values}}}`"
         )
+    parse_requirements(job.require)
     if job.sparsity is not None and not 0 < job.sparsity < 1:
         raise MisuseError(f"a sparsity lies between 0 and 1, not at {job.sparsity:g}")
     if job.target.exists() and job.model.exists() and job.target.samefile(job.model):

@@ -23,6 +23,7 @@ from onnxpress.job import EFFORTS, Job, check_job, parse_time
 from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
+from onnxpress.require import parse_requirements
 from onnxpress.samples import (
     Arrays,
     Samples,
@@ -73,7 +74,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
 
     Returns:
         The report. Nothing is at ``job.target`` that was not there before unless its verdict is
-        ``within``.
+        ``within`` and what was required of the file is met.
 
     Raises:
         AdapterError: the model cannot be read or run.
@@ -126,10 +127,11 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             beyond=() if job.trace is None else BEYOND,
         )
     last = min(judged, key=lambda one: one.judgement.rank)
-    size_bytes = None
-    if last.judgement.decision.verdict == "within":
+    report = _report(job, model, problem, samples, judged, last)
+    if report.exit_code == 0:
         progress("writing", 1.0, str(job.target))
-        size_bytes = write(last.patched.model, job.target)
+        write(last.patched.model, job.target)
+        report = replace(report, out=job.target)
     notes = []
     if job.trace is not None:
         origin = _origin(job, model, problem, samples, state, plan.final)
@@ -139,9 +141,12 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         )
         many = "1 candidate" if len(points) == 1 else f"{len(points)} candidates"
         notes.append(f"{job.trace} keeps {many} for `onnxpress pick` ({taken:,} bytes)")
-    report = _report(job, model, problem, samples, judged, last, size_bytes is not None, start)
-    curve = _curve(points, last.candidate.state)
-    return replace(report, curve=curve, notes=(*report.notes, *notes))
+    return replace(
+        report,
+        seconds=monotonic() - start,
+        curve=_curve(points, last.candidate.state),
+        notes=(*report.notes, *notes),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,25 +353,26 @@ def _report(
     samples: Samples,
     judged: Sequence[_Judged],
     last: _Judged,
-    written: bool,
-    start: float,
 ) -> Report:
+    """Lay out what was found, before anything is written."""
     outcome = weigh(job.model, model, last.patched, tables=job.embeddings)
     absolute = problem.tolerance is not None and problem.tolerance.absolute
     decision = last.judgement.decision
     closest = None
-    if not written:
+    if decision.verdict != "within":
         value = decision.absolute[0] if absolute else decision.relative[0]
         closest = Closest(last.candidate.state.sparsity, value)
+    required = parse_requirements(job.require)
+    unmet = "" if required is None else required.unmet(*outcome.sizes.size_bytes)
     return Report(
         model=job.model,
         pressed=job.target,
-        out=job.target if written else None,
+        out=None,
         decision=decision,
         distance=last.judgement.distance,
         tolerance=problem.tolerance,
         **outcome._asdict(),
-        seconds=monotonic() - start,
+        seconds=0.0,
         seed=job.seed,
         device=str(problem.device),
         providers=last.judgement.providers,
@@ -374,6 +380,7 @@ def _report(
         batching=problem.network.batching.mode,
         judged=len(judged),
         closest=closest,
+        unmet=unmet,
         steps=str(last.candidate.steps),
         log=last.candidate.state.log,
         notes=_notes(problem, samples, last),

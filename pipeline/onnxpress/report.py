@@ -100,6 +100,7 @@ class Report:
         batching: how samples went through the network.
         judged: how many candidates the judge saw.
         closest: the nearest that could be reached, where nothing was within.
+        unmet: what was required of the file and is not reached; empty where nothing is lacking.
         layers: a row per prunable weight.
         curve: every candidate that was tried, the least sparse first.
         steps: the chain that ran; empty for a mere verification.
@@ -124,6 +125,7 @@ class Report:
     batching: str = ""
     judged: int = 1
     closest: Closest | None = None
+    unmet: str = ""
     layers: tuple[LayerRow, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
     steps: str = ""
@@ -137,13 +139,13 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """What the command line exits with: 0 within the tolerance, else 3."""
-        return 0 if self.verdict == "within" else 3
+        """What the command line exits with: 0 within the tolerance and all required, else 3."""
+        return 0 if self.verdict == "within" and not self.unmet else 3
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """The notes, and the one that is never left out: that a file became larger."""
-        old, new = self.sizes.original.size_bytes, self.sizes.pressed.size_bytes
+        old, new = self.sizes.size_bytes
         if new <= old:
             return self.notes
         return (*self.notes, f"the file is larger than the original: {new:,} bytes, not {old:,}")
@@ -185,6 +187,8 @@ class Report:
             found = "done" if self.verdict == "within" else HEADLINES[self.verdict]
         else:
             found = f"{HEADLINES[self.verdict]} the tolerance of {self.tolerance}"
+        if self.unmet:
+            found += ", but not as small as required"
         unwritten = self.steps and self.out is None
         return f"{name}: {found}{'; nothing was written' if unwritten else ''}"
 
@@ -197,12 +201,14 @@ class Report:
         if self.fitted is not None:
             facts.append(("", f"{self._moved(self.fitted)} on samples it was fitted to"))
         facts.append(("verdict", f"{self.verdict}: {self.decision.reason}"))
+        if self.unmet:
+            facts.append(("required", self.unmet))
         if self.closest is not None:
             facts.append(("closest", self._closest(self.closest)))
         before = percent(self.original_sparsity, 3)
         facts += [
             ("zeros", f"{percent(self.sparsity, 3)} of the prunable weights ({before} before)"),
-            ("file", _shrunk(self.sizes.original.size_bytes, self.sizes.pressed.size_bytes)),
+            ("file", _shrunk(*self.sizes.size_bytes)),
             ("gzipped", _shrunk(self.sizes.original.gzip_bytes, self.sizes.pressed.gzip_bytes)),
             ("judged on", self._judged_on()),
             ("run", ", ".join(self._run())),
@@ -281,6 +287,7 @@ class Report:
         return {
             "verdict": self.verdict,
             "reason": self.decision.reason,
+            "unmet": self.unmet or None,
             "words": words(self.decision, self.distance),
             "model": str(self.model),
             "pressed": None if self.pressed is None else str(self.pressed),

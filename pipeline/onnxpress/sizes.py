@@ -47,6 +47,11 @@ class Sizes:
     original: FileSize
     pressed: FileSize
 
+    @property
+    def size_bytes(self) -> tuple[int, int]:
+        """Of both as they are, the original first."""
+        return self.original.size_bytes, self.pressed.size_bytes
+
     def json(self) -> dict[str, int]:
         """Give the four numbers."""
         return {

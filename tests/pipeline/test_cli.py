@@ -73,7 +73,7 @@ def test_every_flag_reaches_the_job(jobs: Calls, tmp_path: Path) -> None:
         "--tolerance 1% --sparsity 90% --data d.npz --domain x=ball:1 --domain y=ball:2 "
         "--shape x=1,2 --judge j.npz --sequence --output a --output b=2% --flips 0.5% "
         "--form sparse --device cpu --include a* --include b* --exclude c* --effort best "
-        "--time 10m --seed 7"
+        "--time 10m --seed 7 --require size=-50%"
     )
     result = call("compress", "in.onnx", out, "--recipe", recipe, *words.split())
     assert result.exit_code == 0, result.output
@@ -97,6 +97,7 @@ def test_every_flag_reaches_the_job(jobs: Calls, tmp_path: Path) -> None:
             exclude=("c*",),
             effort="best",
             time="10m",
+            require=("size=-50%",),
             seed=7,
         )
     ]

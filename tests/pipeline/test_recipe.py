@@ -192,6 +192,7 @@ def test_settings_are_those_of_a_job(tmp_path: Path) -> None:
         sequence: true
         seed: 3
         effort: quick
+        require: size=-50%
         report: r.html
         """,
     )
@@ -209,6 +210,7 @@ def test_settings_are_those_of_a_job(tmp_path: Path) -> None:
         "sequence": True,
         "seed": 3,
         "effort": "quick",
+        "require": ("size=-50%",),
         "report": tmp_path / "r.html",
     }
 

@@ -61,6 +61,18 @@ def test_outside_the_tolerance_names_the_closest() -> None:
     assert report.json()["closest"] == {"sparsity": 0.5, "distance": 0.02}
 
 
+def test_what_is_required_and_not_reached_is_no_success() -> None:
+    report = made(0.0064, out=None, unmet="the file would be 50 % of the original")
+    assert (report.verdict, report.exit_code) == ("within", 3)
+    assert report.text().startswith(
+        "a.onnx -> b.onnx: within the tolerance of 1 %, but not as small as required; nothing was "
+        "written\n"
+    )
+    assert "  required   the file would be 50 % of the original\n" in report.text()
+    assert report.json()["unmet"] == "the file would be 50 % of the original"
+    assert made().json()["unmet"] is None
+
+
 def test_the_closest_speaks_the_tolerances_language() -> None:
     report = made(0.04, tolerance="0.01", closest=Closest(0.5, 0.02))
     assert "a mean squared error of 0.02 at 50 % zeros" in report.text()

@@ -76,6 +76,12 @@ For example:
 @click.option("--time", metavar="TIME", help="Begin nothing new after this time, such as 10m.")
 @form_option
 @click.option(
+    "--require",
+    multiple=True,
+    metavar="size=-SHARE",
+    help="Write the file only if it is so much smaller, such as size=-50%.",
+)
+@click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
