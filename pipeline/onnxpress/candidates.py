@@ -58,7 +58,7 @@ LEAST = 0.25
 GAIN = 1.2
 """How much further a final candidate may aim than rough ones did: its repair gains more."""
 
-ROUGHLY = 0.15
+ROUGHLY = 0.12
 """How close, as a share of the entries kept, candidates with a rough repair close in."""
 
 SEARCHING = 0.5

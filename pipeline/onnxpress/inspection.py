@@ -13,6 +13,7 @@ from typing import Any
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxpress.domain import call_line
+from onnxpress.provenance import Provenance
 from onnxpress.report import aligned
 from onnxpress.sizes import file_bytes
 from onnxpress.verdict import percent
@@ -133,6 +134,8 @@ class Inspection:
         constants: all other constants, in the order of the file.
         fallbacks: the nodes that run in onnx's reference implementation, on the host.
         missing: which operators have no converter, with their nodes; empty where all have one.
+        provenance: what made it, where onnxpress did.
+        changed: whether its weights are others than it was written with.
         line: a call of ``onnxpress compress`` to copy.
     """
 
@@ -146,6 +149,8 @@ class Inspection:
     fallbacks: tuple[str, ...]
     missing: str
     line: str
+    provenance: Provenance | None = None
+    changed: bool = False
 
     @property
     def pressable(self) -> bool:
@@ -167,6 +172,9 @@ class Inspection:
         """Write it for people, in plain text; ``every`` names each constant that is left alone."""
         opsets = ", ".join(f"{domain} {version}" for domain, version in self.opsets)
         lines = [f"{self.path}: {self.size_bytes:,} bytes, {opsets}", ""]
+        if self.provenance is not None:
+            since = "; its weights have changed since" if self.changed else ""
+            lines += [f"  {self.provenance}{since}", ""]
         lines += [f"  takes  {spec.describe()}" for spec in self.inputs]
         lines += [f"  gives  {spec.describe()}" for spec in self.outputs]
         lines += ["", *self._weights(), ""]
@@ -240,6 +248,7 @@ class Inspection:
             "missing": self.missing,
             "batching": None,  # found out with the data
             "compress": self.line,
+            "provenance": self.provenance and {**self.provenance.json(), "changed": self.changed},
         }
 
 
@@ -263,6 +272,7 @@ def inspect_model(path: Path, *, tables: bool = False) -> Inspection:
     except AdapterError as error:
         missing = str(error)
     weights = prunable(model, tables=tables)
+    provenance = Provenance.read(model)
     return Inspection(
         path=path,
         size_bytes=file_bytes(path),
@@ -274,6 +284,8 @@ def inspect_model(path: Path, *, tables: bool = False) -> Inspection:
         fallbacks=program.fallbacks if program else (),
         missing=missing,
         line=call_line(inputs, str(path)),
+        provenance=provenance,
+        changed=provenance is not None and provenance.changed(model),
     )
 
 

@@ -14,6 +14,7 @@ from onnxpress.candidates import MOST_JUDGED, margin_of
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.problem import Progress, Tolerance, silent
+from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
 from onnxpress.samples import Arrays, count, from_data, from_domains, labels_of, load_data
 from onnxpress.trace import Stored, Trace, digest_of, load_trace
@@ -95,6 +96,12 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
             break
     chosen, patched, found = min(judged, key=lambda one: one[2].rank)
     candidate = trace.candidates[chosen]
+    counts = SampleCounts(*origin.samples, count(arrays))
+    seen = (counts.fit, counts.choose, counts.judge)
+    provenance = Provenance.of(
+        model, patched.model, found.decision, candidate.steps, seen, origin.seed
+    )
+    provenance.stamp(patched.model)
     written = found.decision.verdict == "within"
     if written:
         progress("writing", 1.0, str(target))
@@ -117,7 +124,7 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
         seed=origin.seed,
         device="",
         providers=found.providers,
-        samples=SampleCounts(*origin.samples, count(arrays)),
+        samples=counts,
         judged=len(judged),
         closest=closest,
         curve=_curve(trace, candidate),

@@ -22,6 +22,7 @@ from onnxpress.inputs import parse_shapes
 from onnxpress.job import EFFORTS, Job, check_job, parse_time
 from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
+from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
 from onnxpress.require import parse_requirements
 from onnxpress.samples import (
@@ -354,7 +355,17 @@ def _report(
     judged: Sequence[_Judged],
     last: _Judged,
 ) -> Report:
-    """Lay out what was found, before anything is written."""
+    """Say in the model where it comes from, and lay out what was found."""
+    counts = SampleCounts(len(problem.fit[0]), len(problem.choose[0]), count(samples.judge))
+    steps = str(last.candidate.steps)
+    Provenance.of(
+        model,
+        last.patched.model,
+        last.judgement.decision,
+        steps,
+        (counts.fit, counts.choose, counts.judge),
+        job.seed,
+    ).stamp(last.patched.model)
     outcome = weigh(job.model, model, last.patched, tables=job.embeddings)
     absolute = problem.tolerance is not None and problem.tolerance.absolute
     decision = last.judgement.decision
@@ -376,12 +387,12 @@ def _report(
         seed=job.seed,
         device=str(problem.device),
         providers=last.judgement.providers,
-        samples=SampleCounts(len(problem.fit[0]), len(problem.choose[0]), count(samples.judge)),
+        samples=counts,
         batching=problem.network.batching.mode,
         judged=len(judged),
         closest=closest,
         unmet=unmet,
-        steps=str(last.candidate.steps),
+        steps=steps,
         log=last.candidate.state.log,
         notes=_notes(problem, samples, last),
     )

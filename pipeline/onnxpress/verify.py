@@ -12,6 +12,7 @@ import numpy as np
 from onnxpress.domain import Domain, no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.problem import Tolerance, parse_amount
+from onnxpress.provenance import Provenance, weights_digest
 from onnxpress.report import Report, SampleCounts
 from onnxpress.samples import count, from_domains, load_data
 from onnxpress.sizes import FileSize, Sizes
@@ -113,6 +114,11 @@ def verify(job: VerifyJob) -> Report:
             f"the pressed model has {elements:,} prunable weights where the original has "
             f"{elements_before:,}; the share of zeros is over its own"
         )
+    if (provenance := Provenance.read(pressed)) is not None:
+        if provenance.changed(pressed):
+            notes.append(f"the weights of {job.pressed} are not those onnxpress wrote it with")
+        if provenance.original != weights_digest(original):
+            notes.append(f"{job.pressed} was pressed from other weights than {job.original} has")
     return Report(
         model=job.original,
         pressed=job.pressed,
