@@ -17,6 +17,7 @@ from onnxpress.provenance import Provenance
 from onnxpress.report import aligned
 from onnxpress.sizes import file_bytes
 from onnxpress.verdict import percent
+from onnxpress.weight_bytes import WeightBytes, table, weight_bytes
 from onnxpress_adapters import walk
 from onnxpress_adapters.errors import AdapterError
 from onnxpress_adapters.functions import functions_of, key_of
@@ -136,6 +137,7 @@ class Inspection:
         missing: which operators have no converter, with their nodes; empty where all have one.
         provenance: what made it, where onnxpress did.
         changed: whether its weights are others than it was written with.
+        weight_bytes: what the prunable weights take in every form.
         line: a call of ``onnxpress compress`` to copy.
     """
 
@@ -148,6 +150,7 @@ class Inspection:
     constants: tuple[Constant, ...]
     fallbacks: tuple[str, ...]
     missing: str
+    weight_bytes: WeightBytes
     line: str
     provenance: Provenance | None = None
     changed: bool = False
@@ -227,7 +230,15 @@ class Inspection:
             for row in self.weights
         ]
         found = f"Prunable weights: {len(self.weights)}, with {elements:,} entries"
-        return [f"{found}, {percent(zeros / max(1, elements), 3)} zero", *aligned([head, *cells])]
+        return [
+            f"{found}, {percent(zeros / max(1, elements), 3)} zero",
+            *aligned([head, *cells]),
+            "",
+            *self._bytes(),
+        ]
+
+    def _bytes(self) -> list[str]:
+        return aligned(table([("as it is", self.weight_bytes)]))
 
     def json(self) -> dict[str, Any]:
         """Give it for machines."""
@@ -247,6 +258,7 @@ class Inspection:
             "pressable": self.pressable,
             "missing": self.missing,
             "batching": None,  # found out with the data
+            "weight_bytes": self.weight_bytes.json(),
             "compress": self.line,
             "provenance": self.provenance and {**self.provenance.json(), "changed": self.changed},
         }
@@ -283,6 +295,7 @@ def inspect_model(path: Path, *, tables: bool = False) -> Inspection:
         constants=_constants(model, {weight.key for weight in weights}),
         fallbacks=program.fallbacks if program else (),
         missing=missing,
+        weight_bytes=weight_bytes(model, tables=tables),
         line=call_line(inputs, str(path)),
         provenance=provenance,
         changed=provenance is not None and provenance.changed(model),

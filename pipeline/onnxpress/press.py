@@ -366,7 +366,9 @@ def _report(
         (counts.fit, counts.choose, counts.judge),
         job.seed,
     ).stamp(last.patched.model)
-    outcome = weigh(job.model, model, last.patched, tables=job.embeddings)
+    outcome = weigh(
+        job.model, model, last.patched, last.candidate.state.storage, tables=job.embeddings
+    )
     absolute = problem.tolerance is not None and problem.tolerance.absolute
     decision = last.judgement.decision
     closest = None

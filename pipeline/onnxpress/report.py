@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxpress import __version__
 from onnxpress.verdict import CONFIDENCE, Decision, OutputRow, Verdict, percent, words
+from onnxpress.weight_bytes import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from onnxpress.problem import Tolerance
     from onnxpress.sizes import Sizes
     from onnxpress.weighing import LayerRow
+    from onnxpress.weight_bytes import WeightBytes
     from onnxpress_adapters.distance import Distance
 
 LINE = 100
@@ -102,6 +104,7 @@ class Report:
         closest: the nearest that could be reached, where nothing was within.
         unmet: what was required of the file and is not reached; empty where nothing is lacking.
         layers: a row per prunable weight.
+        weight_bytes: what all of them take in every form, before and after.
         curve: every candidate that was tried, the least sparse first.
         steps: the chain that ran; empty for a mere verification.
         log: a line per event.
@@ -127,6 +130,7 @@ class Report:
     closest: Closest | None = None
     unmet: str = ""
     layers: tuple[LayerRow, ...] = ()
+    weight_bytes: tuple[WeightBytes, WeightBytes] | None = None
     curve: tuple[CurvePoint, ...] = ()
     steps: str = ""
     log: tuple[str, ...] = ()
@@ -144,11 +148,14 @@ class Report:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """The notes, and the one that is never left out: that a file became larger."""
+        """The notes, and those never left out: a file became larger, gzip beats packing."""
+        notes = self.notes
+        if self.weight_bytes is not None and (told := self.weight_bytes[1].gzip_wins):
+            notes = (*notes, told)
         old, new = self.sizes.size_bytes
         if new <= old:
-            return self.notes
-        return (*self.notes, f"the file is larger than the original: {new:,} bytes, not {old:,}")
+            return notes
+        return (*notes, f"the file is larger than the original: {new:,} bytes, not {old:,}")
 
     @property
     def fitted(self) -> float | None:
@@ -176,10 +183,17 @@ class Report:
             lines += ["", *aligned([_LAYER_HEAD, *map(_layer_cells, shown)])]
             if len(shown) < len(self.layers):
                 lines.append(f"  and {len(self.layers) - len(shown)} smaller ones")
+        if self.weight_bytes is not None:
+            lines += ["", *aligned(self._weight_table())]
         if len(self.curve) > 1:
             lines += ["", *aligned([_CURVE_HEAD, *self._curve_cells()])]
         lines += [""] * bool(self.remarks) + [f"Note: {remark}." for remark in self.remarks]
         return "\n".join(lines)
+
+    def _weight_table(self) -> list[list[str]]:
+        if self.weight_bytes is None:
+            return []
+        return table(list(zip(("before", "after"), self.weight_bytes, strict=True)))
 
     def _headline(self) -> str:
         name = str(self.model) if self.pressed is None else f"{self.model} -> {self.pressed}"
@@ -317,6 +331,11 @@ class Report:
             "closest": self.closest
             and {"sparsity": self.closest.sparsity, "distance": _number(self.closest.distance)},
             "layers": [{**vars(row), "shape": list(row.shape)} for row in self.layers],
+            "weight_bytes": self.weight_bytes
+            and {
+                name: side.json()
+                for name, side in zip(("before", "after"), self.weight_bytes, strict=True)
+            },
             "curve": [point.json() for point in self.curve],
             "steps": self.steps,
             "log": list(self.log),
@@ -331,6 +350,7 @@ class Report:
         rows = [_OUTPUT_HEAD, *map(_output_cells, self.decision.per_output)]
         weights = [_LAYER_HEAD, *map(_layer_cells, self.layers)]
         curve = [_CURVE_HEAD, *self._curve_cells()]
+        sizes = self._weight_table()
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.remarks)
         log = html.escape("\n".join(self.log))
         return (
@@ -341,6 +361,7 @@ class Report:
             + "<h2>Outputs</h2>\n"
             + _table(_escaped(rows), head=True)
             + ("<h2>Weights</h2>\n" + _table(_escaped(weights), head=True) if self.layers else "")
+            + ("<h2>Forms</h2>\n" + _table(_escaped(sizes), head=True) if sizes else "")
             + ("<h2>Candidates</h2>\n" + _table(_escaped(curve), head=True) if self.curve else "")
             + (f"<h2>Log</h2>\n<pre>{log}</pre>\n" if log else "")
             + "</body></html>\n"

@@ -18,6 +18,7 @@ from onnxpress.samples import count, from_domains, load_data
 from onnxpress.sizes import FileSize, Sizes
 from onnxpress.verdict import Decision, decide
 from onnxpress.weighing import layer_rows
+from onnxpress.weight_bytes import weight_bytes
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.prunable import count_zeros
 from onnxpress_adapters.read import read_model
@@ -135,6 +136,10 @@ def verify(job: VerifyJob) -> Report:
         providers=providers,
         samples=SampleCounts(0, 0, count(arrays)),
         layers=layer_rows(original, pressed, tables=job.embeddings),
+        weight_bytes=(
+            weight_bytes(original, tables=job.embeddings),
+            weight_bytes(pressed, tables=job.embeddings),
+        ),
         notes=tuple(notes),
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from onnx import numpy_helper
 
 from onnxpress.sizes import FileSize, Sizes
+from onnxpress.weight_bytes import WeightBytes, weight_bytes
 from onnxpress_adapters.prunable import Prunable, count_zeros, prunable
 from onnxpress_exporters.densify import densify
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from onnxpress_adapters.weights import WeightKey
+    from onnxpress_exporters.values import Storage
     from onnxpress_exporters.write import Patched
 
 
@@ -52,15 +54,24 @@ class Outcome(NamedTuple):
     original_sparsity: float
     sizes: Sizes
     layers: tuple[LayerRow, ...]
+    weight_bytes: tuple[WeightBytes, WeightBytes]
 
 
-def weigh(path: Path, original: ModelProto, patched: Patched, *, tables: bool = False) -> Outcome:
+def weigh(
+    path: Path,
+    original: ModelProto,
+    patched: Patched,
+    storage: Mapping[WeightKey, Storage],
+    *,
+    tables: bool = False,
+) -> Outcome:
     """Count the zeros and bytes of a model and of what was made of it.
 
     Args:
         path: of the original.
         original: as ``read_model`` gives it.
         patched: with other constants.
+        storage: how their values were rounded.
         tables: whether the tables of Gather count as prunable.
     """
     plain = densify(patched.model)
@@ -71,6 +82,10 @@ def weigh(path: Path, original: ModelProto, patched: Patched, *, tables: bool = 
         zeros_before / elements_before if elements_before else 0.0,
         Sizes(FileSize.of(path), FileSize.of(patched.model.SerializeToString())),
         layer_rows(original, plain, patched.forms, tables=tables),
+        (
+            weight_bytes(original, tables=tables),
+            weight_bytes(plain, storage, tables=tables),
+        ),
     )
 
 

@@ -12,6 +12,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from onnxpress.inspection import Inspection, Rest, inspect_model
+from onnxpress.report import aligned
+from onnxpress.weight_bytes import table
 from onnxpress_adapters.errors import BrokenModelError
 from small_models import branching, constant, model, perceptron, thinned, value
 from zoo_beside import ZOO, load_zoo
@@ -43,6 +45,8 @@ def test_the_whole_text(tmp_path: Path) -> None:
             "  weight  operator  shape  zeros  reached through  pressed",
             "  w1      MatMul    16x32  0 %    -                layer-wise and by gradient",
             "  w2      MatMul    32x4   0 %    -                layer-wise and by gradient",
+            "",
+            *aligned(table([("as it is", found.weight_bytes)])),
             "",
             "Left alone:",
             "  2 x bias, 36 entries",
