@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import sqrt
 
 import torch
@@ -48,6 +48,33 @@ def layer_hessians(
         LeCun, Denker, Solla 1989; Hassibi & Stork 1993: for ‖WX - W'X‖² the Hessian of every row
         is 2 X Xᵀ.
     """
+    sums: dict[WeightKey, Tensor] = {}
+    counts: dict[WeightKey, int] = {}
+    for layer, (columns,) in columns_met(objective, (tensors,), layers):
+        moment = columns.transpose(1, 2) @ columns
+        known = sums.get(layer.key)
+        sums[layer.key] = moment if known is None else known + moment
+        counts[layer.key] = counts.get(layer.key, 0) + columns.shape[1]
+    return {key: total / counts[key] for key, total in sums.items()}
+
+
+def columns_met(
+    objective: Objective,
+    networks: Sequence[Mapping[WeightKey, Tensor]],
+    layers: Sequence[Layer],
+) -> Iterator[tuple[Layer, tuple[Tensor, ...]]]:
+    """Stream what reaches layers over the fit set, in networks side by side.
+
+    Args:
+        objective: says on which inputs.
+        networks: each as tensors laid over the reference weights.
+        layers: the layers to look at.
+
+    Yields:
+        A layer and its columns ``[groups, samples, columns]``, one tensor for each network, the
+        same places of the same samples. A loop that ran another number of times in another network
+        leaves nothing to pair and is passed over.
+    """
     problem = objective.problem
     samples = len(problem.fit[0])
     sites = [
@@ -55,29 +82,31 @@ def layer_hessians(
         for layer in layers
         for site, node in zip(layer.sites, layer.nodes, strict=True)
     ]
-    sums: dict[WeightKey, Tensor] = {}
-    counts: dict[WeightKey, int] = {}
-    weights = {**problem.reference, **tensors}
+    places = [site for _, site, _ in sites]
 
-    def met(start: int, stop: int) -> tuple[float, tuple[tuple[Tensor, ...], ...]]:
+    def met(start: int, stop: int) -> tuple[float, list[tuple[tuple[Tensor, ...], ...]]]:
         part = [value[start:stop] for value in problem.fit]
         with torch.no_grad():
-            trace = problem.network.batching.run(
-                problem.network, weights, part, [site for _, site, _ in sites]
-            )
-        return (stop - start) / samples, trace.watched
+            traces = [
+                problem.network.batching.run(
+                    problem.network, {**problem.reference, **tensors}, part, places
+                )
+                for tensors in networks
+            ]
+        return (stop - start) / samples, [trace.watched for trace in traces]
 
     for share, watched in objective.batch.parts(samples, met):
-        for (layer, _, node), calls in zip(sites, watched, strict=True):
+        for (layer, _, node), *calls in zip(sites, *watched, strict=True):
+            if len({len(call) for call in calls}) > 1:
+                continue
             limit = int(max(HESSIAN_COLUMNS, 10 * layer.columns) * share) + 1
-            for value in calls:
-                columns = layer.columns_of(value, limit // len(calls) + 1, node)
-                columns = columns.to(problem.reference[layer.key].dtype)
-                moment = columns.transpose(1, 2) @ columns
-                known = sums.get(layer.key)
-                sums[layer.key] = moment if known is None else known + moment
-                counts[layer.key] = counts.get(layer.key, 0) + columns.shape[1]
-    return {key: total / counts[key] for key, total in sums.items()}
+            dtype = problem.reference[layer.key].dtype
+            for values in zip(*calls, strict=True):
+                most = limit // len(calls[0]) + 1
+                yield (
+                    layer,
+                    tuple(layer.columns_of(value, most, node).to(dtype) for value in values),
+                )
 
 
 def gauss_newton(

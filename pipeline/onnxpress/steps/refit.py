@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onnxpress import obs
-from onnxpress.curvature import HESSIAN_COLUMNS
+from onnxpress.curvature import columns_met
 from onnxpress.objective import Objective, objective_of
 from onnxpress.support import cut
 from onnxpress_adapters.layers import Layer
@@ -75,6 +75,8 @@ class Refit:
         found = moments(objective, state.tensors, layers)
         changed = {}
         for layer in layers:
+            if layer.key not in found:
+                continue  # no sample reaches it
             form = state.weights[layer.key]
             original = layer.matrix(objective.problem.reference[layer.key])
             current, support = layer.matrix(form.values), layer.matrix(form.support)
@@ -99,45 +101,13 @@ def moments(
         layers: the layers to look at.
 
     Returns:
-        Key to two tensors ``[groups, columns, columns]``.
+        Key to two tensors ``[groups, columns, columns]``; nothing for a layer no sample reaches.
     """
-    problem = objective.problem
-    samples = len(problem.fit[0])
-    sites = [
-        (layer, site, node)
-        for layer in layers
-        for site, node in zip(layer.sites, layer.nodes, strict=True)
-    ]
-    places = [site for _, site, _ in sites]
     sums: dict[WeightKey, tuple[Tensor, Tensor]] = {}
     counts: dict[WeightKey, int] = {}
-
-    def met(start: int, stop: int) -> tuple[float, list[tuple[tuple[Tensor, ...], ...]]]:
-        part = [value[start:stop] for value in problem.fit]
-        both = []
-        with torch.no_grad():
-            for given in ({}, tensors):
-                weights = {**problem.reference, **given}
-                both.append(
-                    problem.network.batching.run(problem.network, weights, part, places).watched
-                )
-        return (stop - start) / samples, both
-
-    for share, (original, pruned) in objective.batch.parts(samples, met):
-        for (layer, _, node), old, new in zip(sites, original, pruned, strict=True):
-            limit = int(max(HESSIAN_COLUMNS, 10 * layer.columns) * share) + 1
-            if len(old) != len(new):
-                continue  # a loop that ran another number of times: nothing to pair
-            for before, after in zip(old, new, strict=True):
-                most = limit // len(old) + 1
-                was, now = (
-                    layer.columns_of(value, most, node).to(problem.reference[layer.key].dtype)
-                    for value in (before, after)
-                )
-                gram, cross = now.transpose(1, 2) @ now, was.transpose(1, 2) @ now
-                known = sums.get(layer.key)
-                sums[layer.key] = (
-                    (gram, cross) if known is None else (known[0] + gram, known[1] + cross)
-                )
-                counts[layer.key] = counts.get(layer.key, 0) + now.shape[1]
+    for layer, (was, now) in columns_met(objective, ({}, tensors), layers):
+        gram, cross = now.transpose(1, 2) @ now, was.transpose(1, 2) @ now
+        known = sums.get(layer.key)
+        sums[layer.key] = (gram, cross) if known is None else (known[0] + gram, known[1] + cross)
+        counts[layer.key] = counts.get(layer.key, 0) + now.shape[1]
     return {key: (a / counts[key], b / counts[key]) for key, (a, b) in sums.items()}
