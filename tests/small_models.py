@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
-from onnx.numpy_helper import from_array
+from onnx.numpy_helper import from_array, to_array
 
 FLOAT = TensorProto.FLOAT
 
@@ -56,6 +56,17 @@ def perceptron(opset: int = 17, ir: int = 8, batch: int | str = "N") -> ModelPro
     return model(
         helper.make_graph(nodes, "g", inputs, [value("y", batch, 4)], initializers), opset, ir
     )
+
+
+def half_precision() -> ModelProto:
+    """The perceptron with every constant, input and output in float16."""
+    made = perceptron()
+    for tensor in made.graph.initializer:
+        array = to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(from_array(array, tensor.name))
+    for spec in (*made.graph.input, *made.graph.output):
+        spec.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return made
 
 
 def branching(weight: np.ndarray, as_node: bool) -> ModelProto:

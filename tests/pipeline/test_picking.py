@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -29,19 +29,9 @@ from onnxpress.trace import ENTRY, load_trace
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.prunable import count_zeros
 from onnxpress_adapters.read import read_model
-from small_models import constant, perceptron
+from small_models import constant, half_precision, perceptron
 
 DRAWN = ("x=normal:0,1",)
-
-
-def half_precision() -> ModelProto:
-    made = perceptron()
-    for tensor in made.graph.initializer:
-        array = numpy_helper.to_array(tensor).astype(np.float16)
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    for spec in (*made.graph.input, *made.graph.output):
-        spec.type.tensor_type.elem_type = TensorProto.FLOAT16
-    return made
 
 
 def quantised() -> ModelProto:

@@ -25,7 +25,7 @@ from onnxpress_adapters.prunable import count_zeros
 from onnxpress_adapters.read import read_model
 from onnxpress_exporters.compare import Runner
 from onnxpress_exporters.write import Form
-from small_models import constant, model, perceptron, thinned, value
+from small_models import constant, half_precision, model, perceptron, thinned, value
 
 FAST = Chain((Magnitude(), Repair(method="lbfgs", work=0.1)))
 HALF = Magnitude(sparsity=0.5)
@@ -267,17 +267,6 @@ def test_zeros_of_the_original_are_stored_sparsely_too(job: Job) -> None:
     assert report.sizes.pressed.size_bytes < report.sizes.original.size_bytes
     assert report.out is not None
     assert Runner(report.out).run({"x": np.eye(16, dtype=np.float32)})[0].shape == (16, 4)
-
-
-def half_precision() -> ModelProto:
-    """The perceptron with every constant, input and output in float16."""
-    made = perceptron()
-    for tensor in made.graph.initializer:
-        array = numpy_helper.to_array(tensor).astype(np.float16)
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    for spec in (*made.graph.input, *made.graph.output):
-        spec.type.tensor_type.elem_type = TensorProto.FLOAT16
-    return made
 
 
 def test_half_precision_stays_half_precision(job: Job) -> None:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import ModelProto, numpy_helper
 
+from jobs import quick_job
 from onnxpress import __version__, press
 from onnxpress.cli import main
 from onnxpress.inspection import inspect_model
@@ -116,15 +117,7 @@ def test_weights_in_bodies_count(as_node: bool) -> None:
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A quick job."""
     monkeypatch.setattr(press, "MOST_DRAWN", 256)
-    original = tmp_path / "m.onnx"
-    original.write_bytes(perceptron().SerializeToString())
-    return Job(
-        original,
-        domain=("x=normal:0,1",),
-        recipe=Magnitude(sparsity=0.9),
-        device="cpu",
-        seed=3,
-    )
+    return quick_job(tmp_path, Magnitude(sparsity=0.9), seed=3)
 
 
 @pytest.mark.parametrize("form", ["auto", "packed"])

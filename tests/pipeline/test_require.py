@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from jobs import quick_job
 from onnxpress import press
 from onnxpress.cli import main
 from onnxpress.job import Job, check_job
 from onnxpress.require import Requirement, parse_requirements
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress_adapters.errors import MisuseError
-from small_models import perceptron
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,7 @@ def test_what_was_reached_is_told_to_the_byte() -> None:
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that leaves one weight of twenty."""
     monkeypatch.setattr(press, "MOST_DRAWN", 256)
-    original = tmp_path / "m.onnx"
-    original.write_bytes(perceptron().SerializeToString())
-    return Job(
-        original,
-        domain=("x=normal:0,1",),
-        recipe=Magnitude(sparsity=0.95),
-        device="cpu",
-    )
+    return quick_job(tmp_path, Magnitude(sparsity=0.95))
 
 
 def test_a_file_that_is_not_small_enough_is_not_written(job: Job) -> None:

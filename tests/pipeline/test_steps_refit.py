@@ -13,6 +13,7 @@ from onnxpress.step import Step
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.refit import Refit, moments
+from small_models import branching, thinned
 
 
 class TestRefit(StepLaws):
@@ -67,3 +68,16 @@ def test_it_goes_on_where_surgery_ended() -> None:
     after = Refit()(state, case.problem)
     assert d(after.tensors).value <= d(state.tensors).value
     assert after.log[-1].startswith("Refit(work=8.0, damping=0.03): d ")
+
+
+def test_a_branch_that_is_never_taken_stays_as_it_was() -> None:
+    taken = [torch.rand(40, 1, 16), torch.ones(40, dtype=torch.bool)]
+    case = case_of(branching(thinned(16, 4), as_node=False), taken)
+    pruned = Magnitude(sparsity=0.5)(case.state, case.problem)
+    after = Refit()(pruned, case.problem)
+    same = {
+        key.path: torch.equal(after.weights[key].values, pruned.weights[key].values)
+        for key in after.weights
+    }
+    assert len(same) == 2
+    assert any(same.values())
