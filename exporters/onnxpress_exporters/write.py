@@ -81,10 +81,11 @@ def patch(
         original: with all data inline, as ``read_model`` gives it; untouched.
         changed: new values, in the shape of the constants; cast to their element types. A constant
             that is listed with the values it has may still become sparse.
-        form: ``"sparse"`` wherever that is legal, ``"dense"`` everywhere, or per constant whichever
-            of the two takes fewer bytes; or ``"packed"`` where that takes fewer bytes than dense,
-            and as for ``"auto"`` where it is not possible.
-        storage: how the values were rounded, for those that are packed as codes and scales.
+        form: ``"sparse"`` wherever that is legal, ``"dense"`` everywhere, or ``"auto"``, per
+            constant whichever of the two takes fewer bytes; or ``"packed"`` where that takes fewer
+            bytes than dense, and as for ``"auto"`` where it is not possible.
+        storage: how the values were rounded. Those that take fewer bits are packed by ``"auto"`` as
+            well: neither of the other forms can hold codes and scales.
 
     Returns:
         The copy, and how each constant is written in it. Initializers stay where they are when
@@ -126,12 +127,13 @@ class _Patcher:
         self.forms: dict[WeightKey, str] = {}
         self.reasons: dict[WeightKey, str] = {}
         self.packed = False
-        self.prefix = _free_prefix(model) if form == "packed" else ""
         self._form = form
+        self._storage = storage
+        packs = form == "packed" or any(self._packs(key) for key in storage)
+        self.prefix = _free_prefix(model) if packs else ""
         self._dense: set[WeightKey] = set()  # which packing does not make smaller
         self._opset = _opset(model)
         self._ir_version = model.ir_version
-        self._storage = storage
 
     def graph(
         self,
@@ -147,8 +149,9 @@ class _Patcher:
                     self._in_function(node, *wanted[node.output[0]])
             return
         outputs = {value.name for value in graph.output}
-        if self._form == "packed":
-            self._pack(graph, wanted)
+        packed = {name: each for name, each in wanted.items() if self._packs(each[0])}
+        if packed:
+            self._pack(graph, packed)
         gone = []
         for place, tensor in enumerate(graph.initializer):
             if tensor.name in wanted:
@@ -171,6 +174,11 @@ class _Patcher:
                     gone.append(place)
         for place in reversed(gone):
             del graph.node[place]
+
+    def _packs(self, key: WeightKey) -> bool:
+        """Say whether a constant is to be packed, where that is possible and pays."""
+        narrow = not isinstance(self._storage.get(key, Plain()), Plain)
+        return self._form == "packed" or (self._form == "auto" and narrow)
 
     def _pack(self, graph: GraphProto, wanted: Mapping[str, tuple[WeightKey, np.ndarray]]) -> None:
         """Pack what can be packed and is smaller so; the rest stays, with a reason."""
@@ -213,7 +221,7 @@ class _Patcher:
             if item.name in packing.forms:
                 self.forms[key] = packing.forms[item.name]
                 self.packed = True
-            else:
+            elif self._form == "packed":
                 self._dense.add(key)
                 self.reasons[key] = "dense is smaller"
         kept = [tensor for tensor in graph.initializer if tensor.name not in packing.forms]

@@ -16,6 +16,7 @@ from onnxpress_adapters.walk import constants, graphs
 from onnxpress_adapters.weights import WeightKey
 from onnxpress_exporters.compare import Runner
 from onnxpress_exporters.densify import densify
+from onnxpress_exporters.values import Half, Plain, Storage, rounded
 from onnxpress_exporters.write import Form, patch, write
 from small_models import branching, constant, model, perceptron, thinned, value
 
@@ -108,6 +109,24 @@ def test_auto_is_never_larger_than_dense_or_sparse(density: float, as_node: bool
         key = WeightKey((), "w")
         sizes = {form: patch(model(graph), {key: new}, form).model.ByteSize() for form in FORMS}
         assert sizes["auto"] == min(sizes.values())
+
+
+def test_auto_packs_values_of_fewer_bits() -> None:
+    original = perceptron()
+    changed = {W1: thinned(16, 32, density=0.9), W2: thinned(32, 4)}
+    storage: dict[WeightKey, Storage] = {W1: Half(), W2: Plain()}
+    changed[W1] = rounded(changed[W1], storage[W1])
+    patched = patch(original, changed, "auto", storage)
+    assert patched.forms[W1].startswith("packed: ")
+    assert patched.forms[W2] == "sparse"
+    dense = patch(original, changed, "dense", storage)
+    assert dense.forms[W1] == "dense"
+    assert patched.model.ByteSize() < dense.model.ByteSize() - 600
+    assert_same_answers(patched.model, dense.model)
+    # Where the opset has no decoder, they are as any others.
+    old = patch(perceptron(opset=8), changed, "auto", storage)
+    assert old.forms[W1] == "dense"
+    assert "opset" in old.reasons[W1]
 
 
 @pytest.mark.parametrize("as_node", [False, True])

@@ -47,7 +47,7 @@ def weights(path: Path) -> dict[WeightKey, np.ndarray]:
 @pytest.mark.parametrize("values", ["fp16", "int8", "palette"])
 def test_the_file_holds_rounded_values(job: Job, tmp_path: Path, values: Values) -> None:
     trace, out = tmp_path / "t.trace", tmp_path / "p.onnx"
-    report = compress(replace(job, values=values, trace=trace, form="packed"))
+    report = compress(replace(job, values=values, trace=trace))
     assert report.steps.startswith("Chain(steps=(Greedy(sparsity=0.5")
     assert f"Store(values='{values}'" in report.steps
     assert any(line.startswith(f"Store(values='{values}'") for line in report.log)
@@ -58,7 +58,7 @@ def test_the_file_holds_rounded_values(job: Job, tmp_path: Path, values: Values)
     held = weights(job.target)
     for key, each in storage.items():
         assert rounded(held[key], each).tobytes() == held[key].tobytes()
-    picked = pick(PickJob(trace, out, sparsity=0.5, domain=DOMAIN, form="packed"))
+    picked = pick(PickJob(trace, out, sparsity=0.5, domain=DOMAIN))
     assert picked.out == out
     assert out.read_bytes() == job.target.read_bytes()
 

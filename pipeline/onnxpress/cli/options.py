@@ -78,8 +78,8 @@ form_option = click.option(
     type=click.Choice(["auto", "dense", "sparse", "packed"]),
     default="auto",
     show_default=True,
-    help="How weights are written: auto takes the smaller of dense and sparse; packed decodes "
-    "itself when a runtime loads it.",
+    help="How weights are written: auto takes the smaller of dense and sparse, and packs values of "
+    "fewer bits (--values); packed decodes itself when a runtime loads it.",
 )
 
 embeddings_option = click.option(
