@@ -19,6 +19,7 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
 from onnxpress_adapters.errors import AdapterError, BrokenModelError
+from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
 from onnxpress_adapters.walk import STANDARD_DOMAINS, graphs
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def make_plain(model: ModelProto, most_bytes: int = MOST_BYTES) -> None:
     """Turn the packed constants of a model into initializers and Constant nodes.
 
     Initializers follow those of their graph, in the order of the file; streams, decoders and the
-    mark go.
+    mark go. Up to IR version 3 an initializer must be a graph input too, and becomes one.
 
     Args:
         model: changed in place; its data inline.
@@ -57,8 +58,15 @@ def make_plain(model: ModelProto, most_bytes: int = MOST_BYTES) -> None:
     prefix = prefix_of(model)
     if not prefix:
         return
-    for _, graph in graphs(model):
+    for path, graph in graphs(model):
+        known = {value.name for value in graph.initializer}
         _unpack(graph, prefix, most_bytes)
+        if model.ir_version < FREE_INITIALIZERS and not path:
+            graph.input.extend(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+                for tensor in graph.initializer
+                if tensor.name not in known
+            )
     kept = [entry for entry in model.metadata_props if entry.key != MARK]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
@@ -90,9 +98,10 @@ def _unpack(graph: GraphProto, prefix: str, most_bytes: int) -> None:
     for place in reversed(range(len(graph.initializer))):
         if graph.initializer[place].name.startswith(prefix):
             del graph.initializer[place]
-    for place in reversed(range(len(graph.value_info))):
-        if graph.value_info[place].name.startswith(prefix):
-            del graph.value_info[place]
+    for field in (graph.input, graph.value_info):
+        for place in reversed(range(len(field))):
+            if field[place].name.startswith(prefix):
+                del field[place]
 
 
 def _tensor(name: str, array: np.ndarray, node: NodeProto) -> TensorProto:
@@ -175,6 +184,13 @@ def _gather(inputs: Arrays, attributes: Attributes) -> Arrays:
     return [np.take(table, places, axis)]
 
 
+def _expand(inputs: Arrays, attributes: Attributes) -> Arrays:
+    values, shape = inputs
+    extents = np.broadcast_shapes(values.shape, tuple(int(extent) for extent in shape))
+    _afford(extents, values.dtype, attributes)
+    return [np.broadcast_to(values, extents).copy()]
+
+
 def _pad(inputs: Arrays, attributes: Attributes) -> Arrays:
     values, (before, after) = inputs
     _afford((int(before) + len(values) + int(after),), values.dtype, attributes)
@@ -231,6 +247,7 @@ OPERATORS: Mapping[str, Callable[[Arrays, Attributes], Arrays]] = {
     "ConstantOfShape": _constant_of_shape,
     "CumSum": _cum_sum,
     "Div": _binary(np.floor_divide),  # whole numbers from 0 up
+    "Expand": _expand,
     "Gather": _gather,
     "Less": _binary(np.less),
     "MatMul": _mat_mul,

@@ -17,14 +17,17 @@ from onnx import NodeProto, StringStringEntryProto, TensorProto
 
 from onnxpress_exporters.packed_codes import Codes, all_codes
 from onnxpress_exporters.packed_parts import Parts, common_parts
-from onnxpress_exporters.packed_places import FIELDS, WAYS, Layout, Placed
+from onnxpress_exporters.packed_places import FIELDS, GAPS, WAYS, Layout, Placed
 from onnxpress_exporters.values import Plain, Scaled, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-FIRST_OPSET = 9
-"""The first one that has Scatter and ConstantOfShape; only from 11 on is there a CumSum."""
+FIRST_OPSET = 8
+"""The first one that has Expand; only from 11 on is there a CumSum."""
+
+SCATTER = 9
+"""The first one with operators that put values in given places: gaps need one."""
 
 PACKED_TYPES = frozenset(
     {
@@ -136,19 +139,16 @@ class _Choice:
         return sorted(found, key=lambda option: option[0])
 
 
-def why_not_packed(opset: int, ir_version: int, data_type: int, entries: int) -> str:
+def why_not_packed(opset: int, data_type: int, entries: int) -> str:
     """Say why a constant cannot be packed, or ``""`` where it can.
 
     Args:
         opset: of the model.
-        ir_version: of the model.
         data_type: ONNX element type of the constant.
         entries: how many it has.
     """
     if opset < FIRST_OPSET:
         return f"opset {opset} lacks operators to decode it with; opset {FIRST_OPSET} has them"
-    if ir_version < 4:
-        return f"in IR version {ir_version} every constant is an input of the model"
     if data_type not in PACKED_TYPES:
         return f"{TensorProto.DataType.Name(data_type).lower()} numbers are not packed"
     if not 0 < entries <= MOST_ENTRIES:
@@ -172,8 +172,9 @@ def pack(items: Sequence[Item], opset: int, prefix: str) -> Packing:
         for place, item in enumerate(items)
     ]
     # Tables are paid once, so whether they are worth it all constants together say.
+    ways = WAYS.keys() - ({*GAPS, *FIELDS} if opset < SCATTER else set())
     plans = [
-        _plan(choices, opset, prefix, WAYS.keys() - without)
+        _plan(choices, opset, prefix, ways - without)
         for without in ({"bitmask", *FIELDS}, {*FIELDS}, {"bitmask"}, set[str]())
     ]
     decoders, common, _ = min(plans, key=lambda plan: plan[2])

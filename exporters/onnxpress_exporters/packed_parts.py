@@ -21,6 +21,9 @@ CUM_SUM = 11
 MODULO = 10
 """The first opset with Mod."""
 
+CONSTANT_OF_SHAPE = 9
+"""The first opset with ConstantOfShape, and with a Less for whole numbers."""
+
 ROW = 128
 """Numbers in a row whose sums a matrix makes, where there is no CumSum."""
 
@@ -76,6 +79,9 @@ class Parts:
         """Add zeros of a type."""
         zero = numpy_helper.from_array(np.zeros(1, dtype))
         extents = self.constant(f"{name}s", np.array(shape, np.int64))
+        if self.opset < CONSTANT_OF_SHAPE:
+            one = self.constant(f"{name}1", np.zeros(1, dtype))
+            return self.node("Expand", [one, extents], name)
         return self.node("ConstantOfShape", [extents], name, value=zero)
 
     def remainder(self, value: str, divisor: str, name: str) -> str:
@@ -172,8 +178,9 @@ def common_parts(needs: set[str], prefix: str, opset: int) -> Parts:
 
 def _matrices(parts: Parts, needs: set[str]) -> None:
     """Compare places with places, which takes fewer bytes than a matrix."""
+    comparable = TensorProto.FLOAT if parts.opset < CONSTANT_OF_SHAPE else TensorProto.INT32
     places = parts.cast(
-        parts.constant("places", np.arange(ROW, dtype=np.uint8)[None]), "across", TensorProto.INT32
+        parts.constant("places", np.arange(ROW, dtype=np.uint8)[None]), "across", comparable
     )
     down = parts.node("Transpose", [places], "down", perm=[1, 0])
     if "below" in needs:

@@ -14,9 +14,9 @@ from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnx import NodeProto
+    from onnx import NodeProto, ValueInfoProto
 
-    Part = TensorProto | SparseTensorProto | NodeProto
+    Part = TensorProto | SparseTensorProto | NodeProto | ValueInfoProto
 
 INDEX_BYTES = 8
 

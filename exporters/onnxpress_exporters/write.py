@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, FunctionProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    ModelProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from onnxpress_adapters.checker import check
 from onnxpress_adapters.errors import ExportError
 from onnxpress_adapters.packed_tensors import MARK, prefix_of
+from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.walk import (
     STANDARD_DOMAINS,
@@ -29,7 +38,7 @@ from onnxpress_adapters.walk import (
     holders,
     is_constant,
 )
-from onnxpress_exporters.packed import Item, pack, why_not_packed
+from onnxpress_exporters.packed import Item, Packing, pack, why_not_packed
 from onnxpress_exporters.sparse import (
     can_be_smaller,
     framed_bytes,
@@ -46,11 +55,15 @@ if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, SparseTensorProto
 
     from onnxpress_adapters.weights import WeightKey
+    from onnxpress_exporters.sparse import Part
 
 Form = Literal["auto", "dense", "sparse", "packed"]
 
 MOST_PROTOBUF_BYTES = 2**31 - 1
 SPARSE_CONSTANT = 11  # the first opset whose Constant node knows sparse_value
+
+SETTABLE = "it is an input as well, so that a caller may set it; --freeze packs it all the same"
+"""Why a constant is not packed that a caller may give another value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +87,8 @@ def patch(
     changed: Mapping[WeightKey, np.ndarray],
     form: Form = "auto",
     storage: Mapping[WeightKey, Storage] | None = None,
+    *,
+    freeze: bool = False,
 ) -> Patched:
     """Put new values into a copy of a model.
 
@@ -86,6 +101,9 @@ def patch(
             bytes than dense, and as for ``"auto"`` where it is not possible.
         storage: how the values were rounded. Those that take fewer bits are packed by ``"auto"`` as
             well: neither of the other forms can hold codes and scales.
+        freeze: whether a constant may be packed that is an input of the model as well, so that a
+            caller could give another one; it is none any more then. Up to IR version 3 every
+            constant is listed so, no runtime takes another, and it is packed all the same.
 
     Returns:
         The copy, and how each constant is written in it. Initializers stay where they are when
@@ -103,7 +121,7 @@ def patch(
         raise ExportError("the model holds packed constants already; read it with read_model")
     model = ModelProto()
     model.CopyFrom(original)
-    patcher = _Patcher(form, model, storage or {})
+    patcher = _Patcher(form, model, storage or {}, freeze=freeze)
     # The innermost first: packing may put copies of nodes, bodies included, in place of nodes.
     for path, graph in reversed([*graphs(model), *functions(model)]):
         patcher.graph(graph, {k.name: (k, array) for k, array in changed.items() if k.path == path})
@@ -123,7 +141,9 @@ def _opset(model: ModelProto) -> int:
 class _Patcher:
     """Patches graph after graph and remembers what it did with each constant."""
 
-    def __init__(self, form: Form, model: ModelProto, storage: Mapping[WeightKey, Storage]) -> None:
+    def __init__(
+        self, form: Form, model: ModelProto, storage: Mapping[WeightKey, Storage], *, freeze: bool
+    ) -> None:
         self.forms: dict[WeightKey, str] = {}
         self.reasons: dict[WeightKey, str] = {}
         self.packed = False
@@ -133,7 +153,8 @@ class _Patcher:
         self.prefix = _free_prefix(model) if packs else ""
         self._dense: set[WeightKey] = set()  # which packing does not make smaller
         self._opset = _opset(model)
-        self._ir_version = model.ir_version
+        self._listed = model.ir_version < FREE_INITIALIZERS  # every initializer, as an input
+        self._frozen = freeze or self._listed
 
     def graph(
         self,
@@ -196,11 +217,11 @@ class _Patcher:
                 continue
             key, array = wanted[name]
             array = fitted(key, tensor, array)
-            reason = why_not_packed(self._opset, self._ir_version, tensor.data_type, array.size)
+            reason = why_not_packed(self._opset, tensor.data_type, array.size)
             if name in outputs:
                 reason = "it is an output of its graph"
-            elif name in inputs:
-                reason = reason or "it is an input as well, so that a caller may set it"
+            elif name in inputs and (key.path or not self._frozen):
+                reason = reason or SETTABLE
             if reason:
                 self.reasons[key] = reason
                 continue
@@ -216,6 +237,9 @@ class _Patcher:
                 )
             )
         packing = pack(items, self._opset, self.prefix)
+        listed = [_as_input(tensor) for tensor in packing.tensors] if self._listed else []
+        if listed and not _pays(packing, listed, graph, items):
+            packing = pack([], self._opset, self.prefix)
         for item in items:
             key = wanted[item.name][0]
             if item.name in packing.forms:
@@ -232,6 +256,8 @@ class _Patcher:
         if packing.forms:
             _replace(graph.initializer, [*kept, *packing.tensors])
             _replace(graph.node, [*packing.nodes, *nodes])
+            asked = [one for one in graph.input if one.name not in packing.forms]
+            _replace(graph.input, [*asked, *listed])
 
     def _in_function(self, node: NodeProto, key: WeightKey, array: np.ndarray) -> None:
         """Patch a Constant node of a function; most tools read no sparse ones there."""
@@ -297,6 +323,20 @@ class _Patcher:
             return True
         self.reasons.setdefault(key, "dense is smaller")
         return False
+
+
+def _pays(
+    packing: Packing, listed: Sequence[ValueInfoProto], graph: GraphProto, items: Sequence[Item]
+) -> bool:
+    """Say whether packing saves bytes where every new initializer becomes an input as well."""
+    parts: list[Part] = [*packing.tensors, *packing.nodes, *packing.in_place.values(), *listed]
+    gone = [one for one in graph.input if one.name in packing.forms]
+    dense = sum(item.dense_bytes for item in items if item.name in packing.forms)
+    return sum(map(framed_bytes, parts)) < dense + sum(map(framed_bytes, gone))
+
+
+def _as_input(tensor: TensorProto) -> ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
 
 
 def _free_prefix(model: ModelProto) -> str:

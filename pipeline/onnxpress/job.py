@@ -42,6 +42,8 @@ class Job:
         output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
         flips: the largest share of changed answers, such as ``0.5%``.
         form: how weights are written.
+        freeze: whether weights may be packed that are inputs of the model as well: callers cannot
+            set them any more.
         require: what the file has to reach as well, such as ``size=-50%``, else nothing is written.
         device: ``auto``, ``cpu`` or ``cuda``.
         include: patterns of the weights that may change, all unless given.
@@ -69,6 +71,7 @@ class Job:
     output: tuple[str, ...] = ()
     flips: str | None = None
     form: Form = "auto"
+    freeze: bool = False
     require: tuple[str, ...] = ()
     device: str = "auto"
     include: tuple[str, ...] = ()

@@ -48,6 +48,7 @@ class PickJob:
         judge: inputs for the verdict alone, instead of a share of ``data``.
         model: the original, where it is no longer where it was.
         form: how weights are written.
+        freeze: whether weights may be packed that are inputs of the model as well.
     """
 
     trace: Path
@@ -60,6 +61,7 @@ class PickJob:
     judge: Path | None = None
     model: Path | None = None
     form: Form = "auto"
+    freeze: bool = False
 
 
 def pick(job: PickJob, progress: Progress = silent) -> Report:
@@ -89,7 +91,8 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
     judged: list[tuple[int, Patched, Judgement]] = []
     for place in _order(trace, tolerance, job.sparsity):
         progress("judging", 0.5, f"sparsity {trace.candidates[place].sparsity:.3f} in onnxruntime")
-        patched = patch(model, _changed(trace, place, model), job.form, trace.storage(place))
+        changed, storage = _changed(trace, place, model), trace.storage(place)
+        patched = patch(model, changed, job.form, storage, freeze=job.freeze)
         found = judge(model, patched.model, arrays, tolerance, origin.seed)
         judged.append((place, patched, found))
         if found.decision.verdict == "within":

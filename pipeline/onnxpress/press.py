@@ -342,7 +342,7 @@ def _judged(
         for key, value in state.tensors.items()
         if key in state.free or value is not problem.reference[key]
     }
-    patched = patch(model, changed, job.form, state.storage)
+    patched = patch(model, changed, job.form, state.storage, freeze=job.freeze)
     judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
     return _Judged(candidate, patched, judgement)
 

@@ -176,7 +176,7 @@ def _packed(
     for weight in weights:
         tensor = weight.tensor
         plain[weight.key.path, weight.key.name] = weight
-        if not why_not_packed(opset, model.ir_version, tensor.data_type, weight.elements):
+        if not why_not_packed(opset, tensor.data_type, weight.elements):
             array = numpy_helper.to_array(tensor)
             form = storage.get(weight.key, Plain())
             graphs[weight.key.path].append(Item(weight.key.name, array, form, framed_bytes(tensor)))

@@ -124,7 +124,7 @@ def test_auto_packs_values_of_fewer_bits() -> None:
     assert patched.model.ByteSize() < dense.model.ByteSize() - 600
     assert_same_answers(patched.model, dense.model)
     # Where the opset has no decoder, they are as any others.
-    old = patch(perceptron(opset=8), changed, "auto", storage)
+    old = patch(perceptron(opset=7), changed, "auto", storage)
     assert old.forms[W1] == "dense"
     assert "opset" in old.reasons[W1]
 

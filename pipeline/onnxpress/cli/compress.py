@@ -11,6 +11,7 @@ from onnxpress.cli.options import (
     FILE,
     embeddings_option,
     form_option,
+    freeze_option,
     input_options,
     promise_options,
     quiet_option,
@@ -75,6 +76,7 @@ For example:
 )
 @click.option("--time", metavar="TIME", help="Begin nothing new after this time, such as 10m.")
 @form_option
+@freeze_option
 @click.option(
     "--require",
     multiple=True,

@@ -82,6 +82,12 @@ form_option = click.option(
     "fewer bits (--values); packed decodes itself when a runtime loads it.",
 )
 
+freeze_option = click.option(
+    "--freeze",
+    is_flag=True,
+    help="Pack weights that the model lists as inputs too; callers can set them no more.",
+)
+
 embeddings_option = click.option(
     "--embeddings", is_flag=True, help="Count the tables of Gather as prunable weights as well."
 )

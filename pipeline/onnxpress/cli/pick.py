@@ -10,6 +10,7 @@ import click
 from onnxpress.cli.options import (
     FILE,
     form_option,
+    freeze_option,
     input_options,
     quiet_option,
     report_options,
@@ -44,6 +45,7 @@ For example:
 @click.option("--judge", type=FILE, metavar="PATH", help="Other inputs for the verdict, like DATA.")
 @click.option("--model", type=FILE, metavar="PATH", help="The original, if it has moved.")
 @form_option
+@freeze_option
 @report_options
 @quiet_option
 def pick_command(
