@@ -243,9 +243,10 @@ def call_line(specs: Sequence[InputSpec], *files: str, command: str = "compress"
     Args:
         specs: the inputs of the model.
         files: what the call names, the model first.
-        command: ``compress``, ``verify`` or ``pick``.
+        command: ``compress``, ``verify``, ``pick`` or ``bench``.
     """
-    words = ["onnxpress", command, *files, "--tolerance", "1%"]
+    words = ["onnxpress", command, *files]
+    words += [] if command == "bench" else ["--tolerance", "1%"]
     for spec in specs:
         words += ["--domain", _example(spec)]
         if not spec.ranked or None in spec.shape[1:]:

@@ -44,7 +44,8 @@ class Job:
         form: how weights are written.
         freeze: whether weights may be packed that are inputs of the model as well: callers cannot
             set them any more.
-        require: what the file has to reach as well, such as ``size=-50%``, else nothing is written.
+        require: what the file has to reach as well, such as ``size=-50%`` or
+            ``latency=-10%``, else nothing is written.
         device: ``auto``, ``cpu`` or ``cuda``.
         include: patterns of the weights that may change, all unless given.
         exclude: patterns of weights that may not.

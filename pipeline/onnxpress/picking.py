@@ -16,6 +16,7 @@ from onnxpress.inputs import parse_shapes
 from onnxpress.problem import Progress, Tolerance, silent
 from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
+from onnxpress.require import parse_requirements, timed
 from onnxpress.samples import Arrays, count, from_data, from_domains, labels_of, load_data
 from onnxpress.trace import Stored, Trace, digest_of, load_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
@@ -48,6 +49,7 @@ class PickJob:
         judge: inputs for the verdict alone, instead of a share of ``data``.
         model: the original, where it is no longer where it was.
         form: how weights are written.
+        require: what the file has to reach as well, as for ``compress``.
         freeze: whether weights may be packed that are inputs of the model as well.
     """
 
@@ -61,6 +63,7 @@ class PickJob:
     judge: Path | None = None
     model: Path | None = None
     form: Form = "auto"
+    require: tuple[str, ...] = ()
     freeze: bool = False
 
 
@@ -105,12 +108,20 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
         model, patched.model, found.decision, candidate.steps, seen, origin.seed
     )
     provenance.stamp(patched.model)
-    written = found.decision.verdict == "within"
+    within = found.decision.verdict == "within"
+    outcome = weigh(path, model, patched, trace.storage(chosen), tables=origin.embeddings)
+    required = parse_requirements(job.require)
+    latency = None
+    if required.latency is not None and within:
+        progress("judging", 0.9, "latency in onnxruntime")
+        latency = timed(model, patched.model, arrays)
+    unmet = required.unmet(*outcome.sizes.size_bytes, latency)
+    written = within and not unmet
     if written:
         progress("writing", 1.0, str(target))
         write(patched.model, target)
     closest = None
-    if not written:
+    if not within:
         absolute = tolerance is not None and tolerance.absolute
         decision = found.decision
         value = decision.absolute[0] if absolute else decision.relative[0]
@@ -122,7 +133,7 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
         decision=found.decision,
         distance=found.distance,
         tolerance=tolerance,
-        **weigh(path, model, patched, trace.storage(chosen), tables=origin.embeddings)._asdict(),
+        **outcome._asdict(),
         seconds=monotonic() - start,
         seed=origin.seed,
         device="",
@@ -130,6 +141,8 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
         samples=counts,
         judged=len(judged),
         closest=closest,
+        unmet=unmet,
+        latency=latency,
         curve=_curve(trace, candidate),
         steps=candidate.steps,
         log=candidate.log,
@@ -144,6 +157,7 @@ def _check(job: PickJob, path: Path, target: Path) -> None:
             "nothing says which candidate to take: give a tolerance such as --tolerance 2%, or a "
             "sparsity such as --sparsity 80%"
         )
+    parse_requirements(job.require)
     if job.sparsity is not None and not 0 < job.sparsity < 1:
         raise MisuseError(f"a sparsity lies between 0 and 1, not at {job.sparsity:g}")
     if target.resolve() in (path.resolve(), job.trace.resolve()):

@@ -24,7 +24,7 @@ from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
 from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
-from onnxpress.require import parse_requirements
+from onnxpress.require import parse_requirements, timed
 from onnxpress.samples import (
     Arrays,
     Samples,
@@ -376,7 +376,10 @@ def _report(
         value = decision.absolute[0] if absolute else decision.relative[0]
         closest = Closest(last.candidate.state.sparsity, value)
     required = parse_requirements(job.require)
-    unmet = "" if required is None else required.unmet(*outcome.sizes.size_bytes)
+    latency = None
+    if required.latency is not None and decision.verdict == "within":
+        problem.progress("judging", 0.98, "latency in onnxruntime")
+        latency = timed(model, last.patched.model, samples.judge)
     return Report(
         model=job.model,
         pressed=job.target,
@@ -393,7 +396,8 @@ def _report(
         batching=problem.network.batching.mode,
         judged=len(judged),
         closest=closest,
-        unmet=unmet,
+        unmet=required.unmet(*outcome.sizes.size_bytes, latency),
+        latency=latency,
         steps=steps,
         log=last.candidate.state.log,
         notes=_notes(problem, samples, last),

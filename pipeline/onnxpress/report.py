@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxpress.weighing import LayerRow
     from onnxpress.weight_bytes import WeightBytes
     from onnxpress_adapters.distance import Distance
+    from onnxpress_exporters.latency import Race
 
 LINE = 100
 MOST_ROWS = 12
@@ -103,6 +104,7 @@ class Report:
         judged: how many candidates the judge saw.
         closest: the nearest that could be reached, where nothing was within.
         unmet: what was required of the file and is not reached; empty where nothing is lacking.
+        latency: how long the original and the file take, turn by turn; None where nobody asked.
         layers: a row per prunable weight.
         weight_bytes: what all of them take in every form, before and after.
         curve: every candidate that was tried, the least sparse first.
@@ -129,6 +131,7 @@ class Report:
     judged: int = 1
     closest: Closest | None = None
     unmet: str = ""
+    latency: Race | None = None
     layers: tuple[LayerRow, ...] = ()
     weight_bytes: tuple[WeightBytes, WeightBytes] | None = None
     curve: tuple[CurvePoint, ...] = ()
@@ -202,7 +205,7 @@ class Report:
         else:
             found = f"{HEADLINES[self.verdict]} the tolerance of {self.tolerance}"
         if self.unmet:
-            found += ", but not as small as required"
+            found += ", but not what was required"
         unwritten = self.steps and self.out is None
         return f"{name}: {found}{'; nothing was written' if unwritten else ''}"
 
@@ -224,6 +227,7 @@ class Report:
             ("zeros", f"{percent(self.sparsity, 3)} of the prunable weights ({before} before)"),
             ("file", _shrunk(*self.sizes.size_bytes)),
             ("gzipped", _shrunk(self.sizes.original.gzip_bytes, self.sizes.pressed.gzip_bytes)),
+            *([] if self.latency is None else [("latency", _raced(self.latency))]),
             ("judged on", self._judged_on()),
             ("run", ", ".join(self._run())),
         ]
@@ -321,6 +325,8 @@ class Report:
             "sparsity": self.sparsity,
             "original_sparsity": self.original_sparsity,
             "size_bytes": self.sizes.json(),
+            "latency_ratio": self.latency
+            and {"median": self.latency.ratio, "interval": list(self.latency.interval)},
             "seconds": self.seconds,
             "seed": self.seed,
             "device": self.device,
@@ -366,6 +372,14 @@ class Report:
             + (f"<h2>Log</h2>\n<pre>{log}</pre>\n" if log else "")
             + "</body></html>\n"
         )
+
+
+def _raced(times: Race) -> str:
+    low, high = times.interval
+    return (
+        f"{percent(times.ratio, 3)} of the original's ({percent(low, 3)} to {percent(high, 3)}), a "
+        "sample at a time, one thread"
+    )
 
 
 def _shrunk(old: int, new: int) -> str:

@@ -103,7 +103,7 @@ def verify(job: VerifyJob) -> Report:
     original, pressed = read_model(job.original), read_model(job.pressed)
     inputs, outputs = specs(original)
     check_plain(inputs, ())
-    _check_alike(job, (inputs, outputs), specs(pressed))
+    check_alike(job.original, job.pressed, (inputs, outputs), specs(pressed))
     tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)
     arrays = _inputs(job, inputs)
     distance, decision, providers = judge(job.original, job.pressed, arrays, tolerance, job.seed)
@@ -251,32 +251,37 @@ def draws(domains: Mapping[str, Domain]) -> int:
     return max(FEWEST_DRAWS, min(DRAWS, DRAWN_BYTES // max(1, one)))
 
 
-def _check_alike(
-    job: VerifyJob, original: Sequence[Sequence[ValueSpec]], pressed: Sequence[Sequence[ValueSpec]]
+def check_alike(
+    original: Path,
+    pressed: Path,
+    old_border: Sequence[Sequence[ValueSpec]],
+    new_border: Sequence[Sequence[ValueSpec]],
 ) -> None:
     """Refuse models that cannot be run on the same inputs and compared output by output.
 
     Args:
-        job: names the files.
-        original: its inputs and its outputs.
-        pressed: likewise.
+        original: what messages call the first model.
+        pressed: and the second.
+        old_border: the inputs and the outputs of the first.
+        new_border: likewise of the second.
+
+    Raises:
+        MisuseError: names every difference.
     """
     differences = []
-    for role, old, new in zip(("input", "output"), original, pressed, strict=True):
+    for role, old, new in zip(("input", "output"), old_border, new_border, strict=True):
         ours, theirs = ({spec.name: spec for spec in side} for side in (old, new))
         for name in {**ours, **theirs}:
             if name not in theirs:
-                differences.append(f"{job.pressed} has no {role} '{name}'")
+                differences.append(f"{pressed} has no {role} '{name}'")
             elif name not in ours:
-                differences.append(f"{job.original} has no {role} '{name}'")
+                differences.append(f"{original} has no {role} '{name}'")
             elif not _alike(ours[name], theirs[name]):
                 differences.append(
                     f"the {role} {ours[name].describe()} is {theirs[name].describe()} there"
                 )
     if differences:
-        raise MisuseError(
-            f"{job.original} and {job.pressed} cannot be compared: " + "; ".join(differences)
-        )
+        raise MisuseError(f"{original} and {pressed} cannot be compared: " + "; ".join(differences))
 
 
 def _alike(old: ValueSpec, new: ValueSpec) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from onnxpress import __version__
+from onnxpress.cli.bench import bench_command
 from onnxpress.cli.compress import compress_command, run_command
 from onnxpress.cli.densify import densify_command
 from onnxpress.cli.friendly import Friendly
@@ -33,5 +34,6 @@ main.add_command(compress_command)
 main.add_command(run_command)
 main.add_command(pick_command)
 main.add_command(verify_command)
+main.add_command(bench_command)
 main.add_command(inspect_command)
 main.add_command(densify_command)

@@ -16,6 +16,7 @@ from onnxpress.cli.options import (
     promise_options,
     quiet_option,
     report_options,
+    require_option,
     seed_option,
     share,
 )
@@ -77,12 +78,7 @@ For example:
 @click.option("--time", metavar="TIME", help="Begin nothing new after this time, such as 10m.")
 @form_option
 @freeze_option
-@click.option(
-    "--require",
-    multiple=True,
-    metavar="size=-SHARE",
-    help="Write the file only if it is so much smaller, such as size=-50%.",
-)
+@require_option
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

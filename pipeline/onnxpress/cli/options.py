@@ -88,6 +88,13 @@ freeze_option = click.option(
     help="Pack weights that the model lists as inputs too; callers can set them no more.",
 )
 
+require_option = click.option(
+    "--require",
+    multiple=True,
+    metavar="WHAT=-SHARE",
+    help="Write the file only if it is so much smaller or faster: size=-50%, latency=-10%.",
+)
+
 embeddings_option = click.option(
     "--embeddings", is_flag=True, help="Count the tables of Gather as prunable weights as well."
 )

@@ -14,6 +14,7 @@ from onnxpress.cli.options import (
     input_options,
     quiet_option,
     report_options,
+    require_option,
     share,
 )
 from onnxpress.cli.output import check_target, hand_over, progress
@@ -45,6 +46,7 @@ For example:
 @click.option("--judge", type=FILE, metavar="PATH", help="Other inputs for the verdict, like DATA.")
 @click.option("--model", type=FILE, metavar="PATH", help="The original, if it has moved.")
 @form_option
+@require_option
 @freeze_option
 @report_options
 @quiet_option
