@@ -65,7 +65,7 @@ def test_what_is_required_and_not_reached_is_no_success() -> None:
     report = made(0.0064, out=None, unmet="the file would be 50 % of the original")
     assert (report.verdict, report.exit_code) == ("within", 3)
     assert report.text().startswith(
-        "a.onnx -> b.onnx: within the tolerance of 1 %, but not as small as required; nothing was "
+        "a.onnx -> b.onnx: within the tolerance of 1 %, but not what was required; nothing was "
         "written\n"
     )
     assert "  required   the file would be 50 % of the original\n" in report.text()
