@@ -9,7 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import onnx
+from onnx import TensorProto
 
+from onnxpress_adapters.light import inline_bytes, lightened, protobuf_bytes
+from onnxpress_adapters.sparse_tensors import sparse_constants
+from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.walk import STANDARD_DOMAINS, graphs
 
 if TYPE_CHECKING:
@@ -22,18 +26,27 @@ KNOWN_SINCE = {"LayerNormalization": 17, "SimplifiedLayerNormalization": NEVER}
 ELSEWHERE = "com.microsoft"
 """A domain whose operators the checker leaves alone."""
 
+WHOLE_BYTES = 1 << 26
+"""The largest model the checker sees with all its data: it wants a copy of them."""
 
-def check(model: ModelProto) -> None:
+LARGE_BYTES = 1 << 16
+"""The smallest tensor it does not see the data of, in a model above that."""
+
+
+def check(model: ModelProto, whole_bytes: int = WHOLE_BYTES) -> None:
     """Run the ONNX checker, and let pass what onnxruntime writes.
 
     The model comes back as it was.
 
     Args:
         model: all data inline.
+        whole_bytes: above which the checker does not see the data of large tensors.
 
     Raises:
         onnx.checker.ValidationError: it is unsound.
     """
+    if protobuf_bytes(model) > whole_bytes:
+        model = _empty(model)
     foreign = _foreign(model)
     if not foreign:
         onnx.checker.check_model(model, full_check=False)
@@ -53,6 +66,28 @@ def check(model: ModelProto) -> None:
                 node.domain = domain
         if missing:
             del model.opset_import[-1]
+
+
+def _empty(model: ModelProto) -> ModelProto:
+    """Copy a model with large tensors that have no entries.
+
+    Of a sparse one neither values nor indices have any, so whether they fit is not seen; whoever
+    makes or reads them looks at that.
+    """
+
+    def leave(tensor: TensorProto) -> bool:
+        return inline_bytes(tensor) >= LARGE_BYTES and tensor.HasField("raw_data")
+
+    light = lightened(model, leave)
+    for (_, old), (_, new) in zip(every_tensor(model), every_tensor(light), strict=True):
+        if leave(old) and not new.HasField("raw_data"):
+            new.dims[:] = [0]
+    for sparse in sparse_constants(light):
+        parts = (sparse.values, sparse.indices)
+        if any(list(part.dims) == [0] for part in parts):
+            for part in parts:
+                part.CopyFrom(TensorProto(name=part.name, data_type=part.data_type, dims=[0]))
+    return light
 
 
 def _foreign(model: ModelProto) -> list[NodeProto]:

@@ -1,4 +1,4 @@
-"""Tensor data kept in files beside the model, brought inline without trusting the model.
+"""Tensor data kept in files beside the model: which ones, and inline without trusting the model.
 
 onnxruntime opens whatever a model names, hard links to other files included. Here a file is opened
 only when it is a plain file with one name, inside the model's own folder.
@@ -11,13 +11,37 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # no stubs
 from onnx import TensorProto
 
 from onnxpress_adapters.errors import BrokenModelError
-from onnxpress_adapters.tensors import TYPED_FIELDS, data_bytes
+from onnxpress_adapters.tensors import TYPED_FIELDS, data_bytes, every_tensor
 
 if TYPE_CHECKING:
     from typing import BinaryIO
+
+
+def data_files(path: Path) -> frozenset[str]:
+    """Give the files a model names for its data, as it names them; none of them is opened.
+
+    Args:
+        path: of the model, trusted or not.
+
+    Raises:
+        BrokenModelError: it cannot be read.
+    """
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise BrokenModelError(f"cannot read {path}: it is not an ONNX model") from error
+    return frozenset(
+        str(entry.value)
+        for _, tensor in every_tensor(model)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    )
 
 
 def inline(where: str, tensor: TensorProto, folder: Path) -> None:

@@ -6,9 +6,10 @@ any data are loaded, and the ONNX checker comes last, on a model that cannot hur
 
 from __future__ import annotations
 
+import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import onnx
@@ -19,6 +20,7 @@ from onnxpress_adapters.checker import check
 from onnxpress_adapters.errors import AdapterError, BrokenModelError
 from onnxpress_adapters.external import inline
 from onnxpress_adapters.finite import check_finite
+from onnxpress_adapters.light import MOST_PROTOBUF_BYTES
 from onnxpress_adapters.packed_tensors import make_plain
 from onnxpress_adapters.soundness import check_names, check_size, check_work
 from onnxpress_adapters.sparse_tensors import make_dense, sparse_constants
@@ -28,7 +30,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MOST_PROTOBUF_BYTES = 2**31 - 1
+
+def _affordable() -> int:
+    """Give a quarter of the machine's memory, and 2 GiB at least.
+
+    Pressing takes the weights about four times: as they were, in torch, changed and written.
+    """
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system says so
+        memory = 0
+    return max(MOST_PROTOBUF_BYTES, memory // 4)
 
 
 @dataclass(frozen=True)
@@ -37,14 +49,17 @@ class Limits:
 
     Attributes:
         file_bytes: the .onnx file itself; protobuf allows no more than 2 GiB.
-        constant_bytes: all constants together, data files included and sparse ones dense.
+        constant_bytes: all constants together, data files included and sparse ones dense; unless
+            given, what this machine can work with.
+        tensor_bytes: each constant alone, and each array a constant shape asks for.
         nodes: all graphs together, with every function expanded.
         levels: bodies in bodies, and functions calling functions.
         trips: how often the body of a loop with a fixed trip count may run.
     """
 
     file_bytes: int = MOST_PROTOBUF_BYTES
-    constant_bytes: int = MOST_PROTOBUF_BYTES
+    constant_bytes: int = field(default_factory=_affordable)
+    tensor_bytes: int = MOST_PROTOBUF_BYTES
     nodes: int = 1_000_000
     levels: int = 32
     trips: int = 1_000_000
@@ -59,7 +74,7 @@ def read_model(path: Path, limits: Limits = Limits()) -> ModelProto:
 
     Returns:
         The model with all data inline and all sparse or packed constants dense; everything else as
-        in the file.
+        in the file. It may be more than protobuf could write as one file.
 
     Raises:
         BrokenModelError: the file is missing, not ONNX, torn, inconsistent or hostile.
@@ -68,9 +83,9 @@ def read_model(path: Path, limits: Limits = Limits()) -> ModelProto:
     try:
         model = _parsed(_file_bytes(path, limits.file_bytes))
         check_size(model, limits.nodes, limits.levels)
-        _load(model, path.parent.resolve(), limits.constant_bytes)
+        _load(model, path.parent.resolve(), limits)
         check_names(model)
-        check_work(model, limits.trips, limits.constant_bytes)
+        check_work(model, limits.trips, limits.tensor_bytes)
         _check(model)
         check_finite(model)
     except AdapterError as error:
@@ -117,32 +132,44 @@ def _parsed(data: bytes) -> ModelProto:
     return model
 
 
-def _load(model: ModelProto, folder: Path, most: int) -> None:
+def _load(model: ModelProto, folder: Path, limits: Limits) -> None:
     """Bring all tensor data inline and dense, after proving that they fit."""
-    if sum(_constant_bytes(model)) > most:
-        raise AdapterError(f"its constants take more than the {most} bytes allowed")
+    _check_room(model, limits, "")
     for where, tensor in every_tensor(model):
         inline(where, tensor, folder)
         check_length(where, tensor)
     make_dense(model)
-    make_plain(model, most)
-    if sum(_constant_bytes(model)) > most:
-        raise AdapterError(f"its constants, unpacked, take more than the {most} bytes allowed")
+    make_plain(model, limits.tensor_bytes)
+    _check_room(model, limits, ", unpacked,")
 
 
-def _constant_bytes(model: ModelProto) -> Iterator[int]:
+def _check_room(model: ModelProto, limits: Limits, how: str) -> None:
+    total = 0
+    for where, size in _constant_bytes(model):
+        if size > limits.tensor_bytes:
+            raise AdapterError(
+                f"{where}{how} takes {size} bytes, more than the "
+                f"{limits.tensor_bytes} a single constant may take"
+            )
+        total += size
+    if total > limits.constant_bytes:
+        raise AdapterError(
+            f"its constants{how} take {total} bytes, more than the {limits.constant_bytes} allowed "
+            "(a quarter of this machine's memory, and 2 GiB at least)"
+        )
+
+
+def _constant_bytes(model: ModelProto) -> Iterator[tuple[str, int]]:
     for where, tensor in every_tensor(model):
         if tensor.data_type != TensorProto.STRING:
-            yield data_bytes(where, tensor.data_type, tensor.dims)
+            yield where, data_bytes(where, tensor.data_type, tensor.dims)
     for sparse in sparse_constants(model):
         if sparse.values.data_type != TensorProto.STRING:
             where = f"sparse tensor '{sparse.values.name}'"
-            yield data_bytes(where, sparse.values.data_type, sparse.dims)
+            yield where, data_bytes(where, sparse.values.data_type, sparse.dims)
 
 
 def _check(model: ModelProto) -> None:
-    if model.ByteSize() > MOST_PROTOBUF_BYTES:
-        raise AdapterError("with its data inline it is larger than the 2 GiB protobuf allows")
     try:
         check(model)
     except onnx.checker.ValidationError as error:

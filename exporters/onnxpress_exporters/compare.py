@@ -6,8 +6,10 @@ never takes a provider it was not asked for.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,9 @@ from onnxruntime.capi import (
 
 from onnxpress_adapters.distance import Distance, DistanceMeter
 from onnxpress_adapters.errors import ExportError, MisuseError
+from onnxpress_adapters.light import protobuf_bytes
 from onnxpress_adapters.specs import kind
+from onnxpress_exporters.write import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +35,9 @@ SILENT = 4
 PROBE_SAMPLES = 5
 BATCH_SAMPLES = 32
 MOST_LETTERS = 300  # of a message of onnxruntime
+MOST_SERIALISED_BYTES = 1 << 28
+"""The largest model that goes to onnxruntime as bytes: it reads them into a second copy."""
+
 # A batch may be summed in another order than its samples, and must differ by no more than that.
 PROBE_TOLERANCE = 1e-5
 # TF32 would blur both models by more than a tight tolerance allows.
@@ -75,6 +82,7 @@ class Runner:
         Args:
             model: as proto or bytes, with all data inline; or a path. Only models that
                 ``read_model`` took may come here: onnxruntime opens whatever file a model names.
+                A large proto is run as a file, as ``write`` makes it (``runnable``).
             providers: which ones must run it.
             threads: how many threads an operator may use; onnxruntime's own choice where None.
 
@@ -89,15 +97,15 @@ class Runner:
         options.log_severity_level = SILENT
         options.inter_op_num_threads = 1
         options.intra_op_num_threads = threads or 0
-        source: bytes | str = str(model) if isinstance(model, Path) else _serialised(model)
         called = str(model) if isinstance(model, Path) else "the model"
         try:
-            session = onnxruntime.InferenceSession(
-                source,
-                options,
-                providers=[(name, OPTIONS.get(name, {})) for name in providers],
-                enable_fallback=0,
-            )
+            with runnable(model) as source:
+                session = onnxruntime.InferenceSession(
+                    source,
+                    options,
+                    providers=[(name, OPTIONS.get(name, {})) for name in providers],
+                    enable_fallback=0,
+                )
         except REFUSALS as error:
             raise ExportError(f"onnxruntime refuses {called}: {first_line(error)}") from error
         self.providers = tuple(session.get_providers())
@@ -138,8 +146,32 @@ class Runner:
         return bool(self.inputs) and all(shape[:1] == (None,) for shape in self.inputs.values())
 
 
-def _serialised(model: ModelProto | bytes) -> bytes:
-    return model.SerializeToString() if isinstance(model, ModelProto) else model
+@contextmanager
+def runnable(
+    model: ModelProto | bytes | Path, most_bytes: int = MOST_SERIALISED_BYTES
+) -> Iterator[bytes | str]:
+    """Give a model as onnxruntime takes it: a path, or bytes.
+
+    Args:
+        model: as for ``Runner``.
+        most_bytes: above which a proto is written, with a data file, to a temporary folder
+            (``TMPDIR``), so that what runs is what ``write`` makes and as bytes it need not exist.
+
+    Raises:
+        ExportError: the temporary files cannot be written.
+    """
+    if isinstance(model, Path):
+        yield str(model)
+    elif isinstance(model, bytes):
+        yield model
+    elif protobuf_bytes(model) <= most_bytes:
+        yield model.SerializeToString()
+    else:
+        # Where a runtime has the data mapped, some systems do not let a file go.
+        with TemporaryDirectory(prefix="onnxpress-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "model.onnx"
+            write(model, path, most_bytes=0)
+            yield str(path)
 
 
 def first_line(error: Exception) -> str:

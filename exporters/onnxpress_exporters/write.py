@@ -7,9 +7,6 @@ disk whole or not at all.
 
 from __future__ import annotations
 
-import os
-import secrets
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +24,7 @@ from onnx import (
 
 from onnxpress_adapters.checker import check
 from onnxpress_adapters.errors import ExportError
+from onnxpress_adapters.light import MOST_PROTOBUF_BYTES
 from onnxpress_adapters.packed_tensors import MARK, prefix_of
 from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
 from onnxpress_adapters.tensors import every_tensor
@@ -38,6 +36,8 @@ from onnxpress_adapters.walk import (
     holders,
     is_constant,
 )
+from onnxpress_exporters.external_data import Layout
+from onnxpress_exporters.files import write_files
 from onnxpress_exporters.packed import Item, Packing, pack, why_not_packed
 from onnxpress_exporters.sparse import (
     can_be_smaller,
@@ -49,7 +49,7 @@ from onnxpress_exporters.sparse import (
 from onnxpress_exporters.values import Plain, Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from onnx import GraphProto, NodeProto, SparseTensorProto
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 
 Form = Literal["auto", "dense", "sparse", "packed"]
 
-MOST_PROTOBUF_BYTES = 2**31 - 1
 SPARSE_CONSTANT = 11  # the first opset whose Constant node knows sparse_value
 
 SETTABLE = "it is an input as well, so that a caller may set it; --freeze packs it all the same"
@@ -436,71 +435,23 @@ def _with_value(node: NodeProto, value: TensorProto | SparseTensorProto) -> Node
     return new
 
 
-def write(model: ModelProto, path: Path) -> int:
-    """Write a model so that the file is either all there or as it was before.
-
-    The bytes go to a new file in the same folder, reach the disk, and only then take the name.
+def write(model: ModelProto, path: Path, most_bytes: int = MOST_PROTOBUF_BYTES) -> int:
+    """Write a model so that it is either all there or as it was before.
 
     Args:
         model: all data inline.
         path: of the new file; an older one is replaced. A symbolic link is followed.
+        most_bytes: above which its large tensors go to a data file (``external_data``).
 
     Returns:
-        The size of the file in bytes.
+        The bytes on disk, those of a data file included.
 
     Raises:
-        ExportError: the model is unsound or over 2 GiB, or the folder is missing or cannot be
-            written to. No partial file stays and an older file is untouched.
+        ExportError: the model is unsound or too large, or the folder is missing or cannot be
+            written to. No partial file stays, and an older file and its data are untouched.
     """
-    size = model.ByteSize()
-    if size > MOST_PROTOBUF_BYTES:
-        raise ExportError(f"the model takes {size} bytes and one ONNX file can hold 2 GiB")
-    data = model.SerializeToString()
     try:
         check(model)
     except onnx.checker.ValidationError as error:
         raise ExportError(f"the patched model is unsound: {str(error).splitlines()[0]}") from error
-    with in_place_of(path) as temporary, temporary.open("xb") as file:
-        file.write(data)
-    return len(data)
-
-
-@contextmanager
-def in_place_of(path: Path) -> Iterator[Path]:
-    """Give a new file in the same folder, which takes the name once it is written and on disk.
-
-    Args:
-        path: of the file to write; an older one is replaced. A symbolic link is followed.
-
-    Raises:
-        ExportError: the folder is missing or cannot be written to. No partial file stays and an
-            older file is untouched.
-    """
-    target = path.resolve()
-    folder = target.parent
-    if not folder.is_dir():
-        raise ExportError(f"cannot write {path}: there is no folder {folder}; make it first")
-    if target.is_dir():
-        raise ExportError(f"cannot write {path}: it is a folder; name a file in it")
-    temporary = folder / f".{target.name}.{secrets.token_hex(8)}.tmp"
-    try:
-        with ExitStack() as stack:
-            stack.callback(temporary.unlink, missing_ok=True)  # runs on Ctrl-C as well
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, target)  # noqa: PTH105  (what tests let fail)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror or error}") from error
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut, where the system can promise that."""
-    # The file is complete by now: a file system that cannot sync a folder is no reason to fail.
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    return write_files(Layout.of(model, most_bytes), path)

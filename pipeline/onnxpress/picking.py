@@ -25,6 +25,7 @@ from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.prunable import prunable
 from onnxpress_adapters.read import read_model
 from onnxpress_adapters.specs import InputSpec, OutputSpec, check_plain, specs
+from onnxpress_exporters.external_data import room
 from onnxpress_exporters.write import Form, Patched, patch, write
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
     )
     provenance.stamp(patched.model)
     within = found.decision.verdict == "within"
-    outcome = weigh(path, model, patched, trace.storage(chosen), tables=origin.embeddings)
+    outcome = weigh(path, model, patched, trace.storage(chosen), target, tables=origin.embeddings)
     required = parse_requirements(job.require)
     latency = None
     if required.latency is not None and within:
@@ -119,7 +120,7 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
     written = within and not unmet
     if written:
         progress("writing", 1.0, str(target))
-        write(patched.model, target)
+        write(patched.model, target, room(path))
     closest = None
     if not within:
         absolute = tolerance is not None and tolerance.absolute

@@ -49,6 +49,7 @@ from onnxpress_adapters.read import read_model
 from onnxpress_adapters.specs import InputSpec, check_plain, specs
 from onnxpress_adapters.weights import Dense, WeightKey
 from onnxpress_exporters.compare import check_runs
+from onnxpress_exporters.external_data import room
 from onnxpress_exporters.write import Patched, patch, write
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     report = _report(job, model, problem, samples, judged, last)
     if report.exit_code == 0:
         progress("writing", 1.0, str(job.target))
-        write(last.patched.model, job.target)
+        write(last.patched.model, job.target, room(job.model))
         report = replace(report, out=job.target)
     notes = []
     if job.trace is not None:
@@ -367,7 +368,12 @@ def _report(
         job.seed,
     ).stamp(last.patched.model)
     outcome = weigh(
-        job.model, model, last.patched, last.candidate.state.storage, tables=job.embeddings
+        job.model,
+        model,
+        last.patched,
+        last.candidate.state.storage,
+        job.target,
+        tables=job.embeddings,
     )
     absolute = problem.tolerance is not None and problem.tolerance.absolute
     decision = last.judgement.decision

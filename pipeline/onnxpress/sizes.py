@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
-from onnx import TensorProto
-
-from onnxpress_adapters.tensors import every_tensor
+from onnxpress_adapters.external import data_files
+from onnxpress_exporters.external_data import DIGITS, Layout, data_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from onnx import ModelProto
 
 GZIP_LEVEL = 6
 GZIP_FORMAT = 31  # zlib's word for a gzip header around the largest window
@@ -34,10 +34,31 @@ class FileSize:
 
     @classmethod
     def of(cls, model: Path | bytes) -> FileSize:
-        """Measure a file that ``read_model`` took, or the bytes that would be one."""
+        """Measure a file that ``read_model`` took, data files included, or the bytes of one."""
         if isinstance(model, bytes):
-            return cls(len(model), _gzipped([model]))
-        return cls(file_bytes(model), sum(_gzipped(_pieces(file)) for file in _files(model)))
+            return cls(len(model), _gzipped([model])[1])
+        return cls._sum(_pieces(file) for file in _files(model))
+
+    @classmethod
+    def of_written(cls, model: ModelProto, target: Path, most_bytes: int) -> FileSize:
+        """Measure what ``write`` would make of a model.
+
+        Args:
+            model: all data inline.
+            target: where it would be; the name of a data file is as long as its own asks for.
+            most_bytes: above which there is a data file.
+
+        Raises:
+            ExportError: it is too large to be written.
+        """
+        layout = Layout.of(model, most_bytes)
+        first = layout.first(data_name(target.resolve().name, "0" * DIGITS))
+        return cls._sum([[first], layout.data()] if layout.outside else [[first]])
+
+    @classmethod
+    def _sum(cls, files: Iterable[Iterable[bytes]]) -> FileSize:
+        counted = [_gzipped(pieces) for pieces in files]
+        return cls(sum(size for size, _ in counted), sum(squeezed for _, squeezed in counted))
 
 
 @dataclass(frozen=True)
@@ -69,15 +90,7 @@ def file_bytes(model: Path) -> int:
 
 def _files(path: Path) -> list[Path]:
     """Give the file of a model and the files it keeps tensor data in."""
-    model = onnx.load_model(str(path), load_external_data=False)
-    places = {
-        str(entry.value)
-        for _, tensor in every_tensor(model)
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [path, *(path.parent / place for place in sorted(places))]
+    return [path, *(path.parent / place for place in sorted(data_files(path)))]
 
 
 def _pieces(path: Path) -> Iterable[bytes]:
@@ -86,7 +99,11 @@ def _pieces(path: Path) -> Iterable[bytes]:
             yield piece
 
 
-def _gzipped(pieces: Iterable[bytes]) -> int:
-    """Count the bytes after gzip, without keeping them."""
+def _gzipped(pieces: Iterable[bytes]) -> tuple[int, int]:
+    """Count the bytes as they are and after gzip, without keeping them."""
     squeeze = zlib.compressobj(GZIP_LEVEL, wbits=GZIP_FORMAT)
-    return sum(len(squeeze.compress(piece)) for piece in pieces) + len(squeeze.flush())
+    size = squeezed = 0
+    for piece in pieces:
+        size += len(piece)
+        squeezed += len(squeeze.compress(piece))
+    return size, squeezed + len(squeeze.flush())

@@ -27,8 +27,8 @@ from onnxpress import __version__
 from onnxpress_adapters.errors import ExportError, MisuseError
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.weights import WeightKey
+from onnxpress_exporters.files import in_place_of
 from onnxpress_exporters.values import Half, Palette, Plain, Scaled, Storage
-from onnxpress_exporters.write import in_place_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -11,6 +11,7 @@ from onnxpress.sizes import FileSize, Sizes
 from onnxpress.weight_bytes import WeightBytes, weight_bytes
 from onnxpress_adapters.prunable import Prunable, count_zeros, prunable
 from onnxpress_exporters.densify import densify
+from onnxpress_exporters.external_data import room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,7 @@ def weigh(
     original: ModelProto,
     patched: Patched,
     storage: Mapping[WeightKey, Storage],
+    target: Path,
     *,
     tables: bool = False,
 ) -> Outcome:
@@ -72,6 +74,7 @@ def weigh(
         original: as ``read_model`` gives it.
         patched: with other constants.
         storage: how their values were rounded.
+        target: where the patched one would be written.
         tables: whether the tables of Gather count as prunable.
     """
     plain = densify(patched.model)
@@ -80,7 +83,7 @@ def weigh(
     return Outcome(
         zeros / elements if elements else 0.0,
         zeros_before / elements_before if elements_before else 0.0,
-        Sizes(FileSize.of(path), FileSize.of(patched.model.SerializeToString())),
+        Sizes(FileSize.of(path), FileSize.of_written(patched.model, target, room(path))),
         layer_rows(original, plain, patched.forms, tables=tables),
         (
             weight_bytes(original, tables=tables),

@@ -16,12 +16,13 @@ from onnxpress.cli.output import check_target
 def densify_command(model: Path, out: Path) -> None:
     """Write IN to OUT without sparse or packed tensors.
 
-    OUT computes the same bits. Data in files beside IN goes into OUT itself.
+    OUT computes the same bits. It is one file, and one with its data beside it where IN has that
+    too and OUT is over 256 MiB, or where OUT is over the 2 GiB one file can hold.
     """
     check_target(out, model)
     from onnxpress_adapters.read import read_model
-    from onnxpress_exporters.densify import densify
+    from onnxpress_exporters.external_data import room
     from onnxpress_exporters.write import write
 
-    size_bytes = write(densify(read_model(model)), out)
+    size_bytes = write(read_model(model), out, room(model))  # which is dense, as it is read
     click.echo(f"{out}: {size_bytes:,} bytes")
