@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto
 
-from onnxpress_adapters.light import inline_bytes, lightened, protobuf_bytes
+from onnxpress_adapters.light import inline_bytes, lightened, message_bytes
 from onnxpress_adapters.sparse_tensors import sparse_constants
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.walk import STANDARD_DOMAINS, graphs
@@ -45,7 +45,7 @@ def check(model: ModelProto, whole_bytes: int = WHOLE_BYTES) -> None:
     Raises:
         onnx.checker.ValidationError: it is unsound.
     """
-    if protobuf_bytes(model) > whole_bytes:
+    if message_bytes(model) > whole_bytes:
         model = _empty(model)
     foreign = _foreign(model)
     if not foreign:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.unknown_fields import (  # type: ignore[import-untyped]  # no stubs
     UnknownFieldSet,
 )
-from onnx import ModelProto, TensorProto
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from onnxpress_adapters.tensors import data_bytes
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 MOST_PROTOBUF_BYTES = 2**31 - 1
 """The largest message that can be written."""
 
-FRAME_BYTES = 128
-"""More than the lengths of a tensor's data, of it and of all that holds it can take."""
+LARGE_BYTES = 1 << 12
+"""The smallest data that are counted without looking at them."""
 
 HOLDERS = frozenset(
     {
@@ -31,6 +31,14 @@ HOLDERS = frozenset(
     }
 )
 """Messages with tensors in them."""
+
+PLAIN = frozenset(
+    {
+        *(AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING),
+        *(AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS),
+    }
+)
+"""Attributes without tensors."""
 
 
 def inline_bytes(tensor: TensorProto) -> int:
@@ -64,30 +72,47 @@ def lightened(model: ModelProto, leave: Callable[[TensorProto], bool]) -> ModelP
 
 def _copy(old: Any, new: Any, leave: Callable[[TensorProto], bool]) -> None:
     """Fill a new message from another one of the same type."""
-    if len(UnknownFieldSet(old)):
+    if _is_small(old):
         new.CopyFrom(old)
         return
     for field, content in old.ListFields():
-        inner = field.message_type.full_name if field.message_type is not None else ""
+        kind = _kind(field)
         place = getattr(new, field.name)
-        repeated = hasattr(place, "extend")  # what a descriptor calls it, versions differ in
-        if inner in HOLDERS or inner == "onnx.TensorProto":
+        if kind in HOLDERS or kind == "onnx.TensorProto":
+            repeated = hasattr(place, "extend")
             if not repeated:
                 place.SetInParent()
             for one in content if repeated else (content,):
                 made = place.add() if repeated else place
-                if inner in HOLDERS:
+                if kind in HOLDERS:
                     _copy(one, made, leave)
                 elif leave(one):
                     _copy_head(one, made)
                 else:
                     made.CopyFrom(one)
-        elif repeated:
-            place.extend(content)
-        elif inner:
-            place.CopyFrom(content)
         else:
-            setattr(new, field.name, content)
+            _copy_field(new, field, content)
+
+
+def _is_small(message: Any) -> bool:
+    """Say whether a message is to be taken as one piece: without tensors, or not understood."""
+    if isinstance(message, NodeProto):
+        return all(attribute.type in PLAIN for attribute in message.attribute)
+    return bool(len(UnknownFieldSet(message)))
+
+
+def _kind(field: Any) -> str:
+    return field.message_type.full_name if field.message_type is not None else ""
+
+
+def _copy_field(new: Any, field: Any, content: Any) -> None:
+    place = getattr(new, field.name)
+    if hasattr(place, "extend"):  # it is repeated; what a descriptor says that with, versions vary
+        place.extend(content)
+    elif field.message_type is not None:
+        place.CopyFrom(content)
+    else:
+        setattr(new, field.name, content)
 
 
 def _copy_head(old: TensorProto, new: TensorProto) -> None:
@@ -99,26 +124,53 @@ def _copy_head(old: TensorProto, new: TensorProto) -> None:
             setattr(new, field, getattr(old, field))
 
 
-def protobuf_bytes(model: ModelProto, large: int = 1024) -> int:
-    """Bound the bytes of a model as one file from above, without making them.
+def message_bytes(message: Any) -> int:
+    """Count the bytes of a message, without making those of large tensors.
 
     Args:
-        model: with data of any size.
-        large: bytes of the smallest tensor that is counted by its shape.
+        message: a model or any part of one, with data of any size; raw data are as long as type
+            and shape say.
 
-    Returns:
-        Its size, and at most ``FRAME_BYTES`` more for each large tensor. Data in typed fields are
-        counted as if they were raw.
+    >>> message_bytes(TensorProto(name="w", dims=[2, 4], data_type=1, raw_data=bytes(32)))
+    43
     """
+    if isinstance(message, TensorProto):
+        large = message.HasField("raw_data") and inline_bytes(message) >= LARGE_BYTES
+        return raw_bytes(message) if large else int(message.ByteSize())
+    if type(message).DESCRIPTOR.full_name not in HOLDERS or _is_small(message):
+        return int(message.ByteSize())
     total = 0
+    rest = type(message)()
+    for field, content in message.ListFields():
+        kind = _kind(field)
+        if kind in HOLDERS or kind == "onnx.TensorProto":
+            repeated = hasattr(getattr(rest, field.name), "extend")
+            for one in content if repeated else (content,):
+                total += framed(message_bytes(one), field.number)
+        else:
+            _copy_field(rest, field, content)
+    return total + int(rest.ByteSize())
 
-    def leave(tensor: TensorProto) -> bool:
-        nonlocal total
-        size = inline_bytes(tensor)
-        if size < large or not tensor.HasField("raw_data"):
-            return False
-        total += size + FRAME_BYTES
-        return True
 
-    light = lightened(model, leave)
-    return total + int(light.ByteSize())
+def raw_bytes(tensor: TensorProto) -> int:
+    """Count the bytes of a tensor as if it held its data as raw ones, whether or not it does.
+
+    Args:
+        tensor: without unknown fields; its type and shape say how long the data are.
+    """
+    head = TensorProto()
+    _copy_head(tensor, head)
+    return int(head.ByteSize()) + framed(inline_bytes(tensor), 1)
+
+
+def framed(size: int, number: int = 1) -> int:
+    """Count the bytes of a field: a tag, a length and the content.
+
+    Args:
+        size: of the content.
+        number: of the field.
+
+    >>> framed(100), framed(300, 16)
+    (102, 304)
+    """
+    return (1 if number < 16 else 2) + max(1, -(-size.bit_length() // 7)) + size

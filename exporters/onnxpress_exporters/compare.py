@@ -21,7 +21,7 @@ from onnxruntime.capi import (
 
 from onnxpress_adapters.distance import Distance, DistanceMeter
 from onnxpress_adapters.errors import ExportError, MisuseError
-from onnxpress_adapters.light import protobuf_bytes
+from onnxpress_adapters.light import message_bytes
 from onnxpress_adapters.specs import kind
 from onnxpress_exporters.write import write
 
@@ -164,7 +164,7 @@ def runnable(
         yield str(model)
     elif isinstance(model, bytes):
         yield model
-    elif protobuf_bytes(model) <= most_bytes:
+    elif message_bytes(model) <= most_bytes:
         yield model.SerializeToString()
     else:
         # Where a runtime has the data mapped, some systems do not let a file go.

@@ -24,7 +24,7 @@ from onnxpress_adapters.light import (
     MOST_PROTOBUF_BYTES,
     inline_bytes,
     lightened,
-    protobuf_bytes,
+    message_bytes,
 )
 from onnxpress_adapters.tensors import TYPED_FIELDS, every_tensor
 from onnxpress_adapters.walk import holders, is_constant
@@ -87,13 +87,13 @@ class Layout:
         Raises:
             ExportError: what has to stay in the model is more than protobuf allows.
         """
-        if protobuf_bytes(model) <= most_bytes:
+        if message_bytes(model) <= most_bytes:
             return cls(model)
         for indices_too in (False, True):
             outside = tuple(_movable(model, indices_too=indices_too))
             found = cls._with(model, outside)
             # The name of the data file is in there once for each tensor, at most 255 bytes.
-            size = protobuf_bytes(found.model) + 512 * len(outside)
+            size = message_bytes(found.model) + 512 * len(outside)
             if size <= MOST_PROTOBUF_BYTES:
                 return found
         raise ExportError(

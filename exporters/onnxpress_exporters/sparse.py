@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
+from onnxpress_adapters.light import framed, message_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -81,11 +83,15 @@ def is_smaller(sparse: Part, dense: Part) -> bool:
 
 def framed_bytes(message: Part) -> int:
     """Count the bytes of a message in a repeated field: a tag, its length and itself."""
-    size: int = message.ByteSize()
-    return 1 + max(1, -(-size.bit_length() // 7)) + size
+    return framed(message_bytes(message))
 
 
 def can_be_smaller(array: np.ndarray) -> bool:
-    """Say whether a sparse form has a chance, before it is made: 8 bytes of index per nonzero."""
-    nonzeros = np.count_nonzero(_bits(array.reshape(-1)))
-    return int(nonzeros) * (INDEX_BYTES + array.dtype.itemsize) < array.nbytes
+    """Say whether a sparse form has a chance, before it is made."""
+    return sparse_bytes(array) < array.nbytes
+
+
+def sparse_bytes(array: np.ndarray) -> int:
+    """Count the bytes of values and indices in the sparse form, before it is made."""
+    nonzeros = int(np.count_nonzero(_bits(array.reshape(-1))))
+    return nonzeros * (INDEX_BYTES + array.dtype.itemsize)

@@ -13,18 +13,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx
 from onnx import (
-    AttributeProto,
     FunctionProto,
     ModelProto,
     TensorProto,
     ValueInfoProto,
     helper,
-    numpy_helper,
 )
 
 from onnxpress_adapters.checker import check
 from onnxpress_adapters.errors import ExportError
-from onnxpress_adapters.light import MOST_PROTOBUF_BYTES
+from onnxpress_adapters.light import (
+    LARGE_BYTES,
+    MOST_PROTOBUF_BYTES,
+    framed,
+    inline_bytes,
+    lightened,
+    raw_bytes,
+)
 from onnxpress_adapters.packed_tensors import MARK, prefix_of
 from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
 from onnxpress_adapters.tensors import every_tensor
@@ -36,6 +41,8 @@ from onnxpress_adapters.walk import (
     holders,
     is_constant,
 )
+from onnxpress_adapters.weights import WeightKey
+from onnxpress_exporters.content import copy_notes, fitted, same_bits, with_data, with_value
 from onnxpress_exporters.external_data import Layout
 from onnxpress_exporters.files import write_files
 from onnxpress_exporters.packed import Item, Packing, pack, why_not_packed
@@ -43,6 +50,7 @@ from onnxpress_exporters.sparse import (
     can_be_smaller,
     framed_bytes,
     is_smaller,
+    sparse_bytes,
     to_sparse,
     why_not_sparse,
 )
@@ -54,7 +62,6 @@ if TYPE_CHECKING:
 
     from onnx import GraphProto, NodeProto, SparseTensorProto
 
-    from onnxpress_adapters.weights import WeightKey
     from onnxpress_exporters.sparse import Part
 
 Form = Literal["auto", "dense", "sparse", "packed"]
@@ -118,9 +125,10 @@ def patch(
             raise ExportError(f"{where} keeps its data in another file; read it with read_model")
     if prefix_of(original):
         raise ExportError("the model holds packed constants already; read it with read_model")
-    model = ModelProto()
-    model.CopyFrom(original)
-    patcher = _Patcher(form, model, storage or {}, freeze=freeze)
+    left = _replaced(original, changed)
+    ours = {id(tensor) for tensor in left.values()}  # of what `left` keeps alive
+    model = lightened(original, lambda tensor: id(tensor) in ours)
+    patcher = _Patcher(form, model, storage or {}, left, freeze=freeze)
     # The innermost first: packing may put copies of nodes, bodies included, in place of nodes.
     for path, graph in reversed([*graphs(model), *functions(model)]):
         patcher.graph(graph, {k.name: (k, array) for k, array in changed.items() if k.path == path})
@@ -132,6 +140,20 @@ def patch(
     return Patched(model, patcher.forms, patcher.reasons)
 
 
+def _replaced(
+    original: ModelProto, changed: Mapping[WeightKey, np.ndarray]
+) -> dict[WeightKey, TensorProto]:
+    """Give the large initializers that are to change, so that their old data are not copied."""
+    return {
+        key: tensor
+        for path, graph in graphs(original)
+        for tensor in graph.initializer
+        if (key := WeightKey(path, tensor.name)) in changed
+        and tensor.HasField("raw_data")
+        and inline_bytes(tensor) >= LARGE_BYTES
+    }
+
+
 def _opset(model: ModelProto) -> int:
     versions = [o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS]
     return versions[0] if versions else 1
@@ -141,13 +163,21 @@ class _Patcher:
     """Patches graph after graph and remembers what it did with each constant."""
 
     def __init__(
-        self, form: Form, model: ModelProto, storage: Mapping[WeightKey, Storage], *, freeze: bool
+        self,
+        form: Form,
+        model: ModelProto,
+        storage: Mapping[WeightKey, Storage],
+        left: Mapping[WeightKey, TensorProto],
+        *,
+        freeze: bool,
     ) -> None:
+        """Begin with a copy of a model; it lacks the data of what is ``left`` in the original."""
         self.forms: dict[WeightKey, str] = {}
         self.reasons: dict[WeightKey, str] = {}
         self.packed = False
         self._form = form
         self._storage = storage
+        self._left = left
         packs = form == "packed" or any(self._packs(key) for key in storage)
         self.prefix = _free_prefix(model) if packs else ""
         self._dense: set[WeightKey] = set()  # which packing does not make smaller
@@ -177,13 +207,15 @@ class _Patcher:
             if tensor.name in wanted:
                 key, array = wanted[tensor.name]
                 array = fitted(key, tensor, array)
-                dense = _with_data(tensor, array)
-                sparse = self._sparse(key, dense, array, tensor.name in outputs)
-                if sparse is not None and self._take(key, is_smaller(sparse, dense)):
+                sparse = self._sparse(key, tensor, array, tensor.name in outputs)
+                dense_bytes = framed(raw_bytes(tensor))
+                if sparse is not None and self._take(key, framed_bytes(sparse) < dense_bytes):
                     graph.sparse_initializer.append(sparse)
                     gone.append(place)
-                elif not _same_bits(tensor, array):
-                    tensor.CopyFrom(dense)
+                elif not same_bits(self._left.get(key, tensor), array):
+                    tensor.CopyFrom(with_data(tensor, array))
+                elif key in self._left:
+                    tensor.CopyFrom(self._left[key])
         for place in reversed(gone):
             del graph.initializer[place]
         gone = []
@@ -229,7 +261,9 @@ class _Patcher:
                     name,
                     array,
                     self._storage.get(key, Plain()),
-                    framed_bytes(tensor if place is None else place),
+                    framed(raw_bytes(tensor))
+                    if key in self._left
+                    else framed_bytes(tensor if place is None else place),
                     place,
                     tensor.doc_string,
                     tuple(tensor.metadata_props),
@@ -247,13 +281,16 @@ class _Patcher:
             elif self._form == "packed":
                 self._dense.add(key)
                 self.reasons[key] = "dense is smaller"
-        kept = [tensor for tensor in graph.initializer if tensor.name not in packing.forms]
         nodes = [
             packing.in_place.get(node.output[0], node) if node.output else node
             for node in graph.node
         ]
         if packing.forms:
-            _replace(graph.initializer, [*kept, *packing.tensors])
+            # Not _replace: those that stay may be large.
+            for index in reversed(range(len(graph.initializer))):
+                if graph.initializer[index].name in packing.forms:
+                    del graph.initializer[index]
+            graph.initializer.extend(packing.tensors)
             _replace(graph.node, [*packing.nodes, *nodes])
             asked = [one for one in graph.input if one.name not in packing.forms]
             _replace(graph.input, [*asked, *listed])
@@ -267,8 +304,8 @@ class _Patcher:
         self.forms[key] = "dense"
         if self._form != "dense":
             self.reasons[key] = "it stands in a function"
-        if not _same_bits(tensor, array):
-            node.CopyFrom(_with_value(node, _with_data(tensor, array)))
+        if not same_bits(tensor, array):
+            node.CopyFrom(with_value(node, with_data(tensor, array)))
 
     def _node(
         self, graph: GraphProto, node: NodeProto, key: WeightKey, array: np.ndarray, output: bool
@@ -278,7 +315,7 @@ class _Patcher:
         if tensor is None:
             return False
         array = fitted(key, tensor, array)
-        dense = _with_value(node, _with_data(tensor, array))
+        dense = with_value(node, with_data(tensor, array))
         sparse = self._sparse(key, tensor, array, output)
         if sparse is not None:
             if self._opset < SPARSE_CONSTANT:
@@ -287,11 +324,11 @@ class _Patcher:
                     graph.sparse_initializer.append(sparse)
                     return True
             else:
-                sparse_node = _with_value(node, sparse)
+                sparse_node = with_value(node, sparse)
                 if self._take(key, is_smaller(sparse_node, dense)):
                     node.CopyFrom(sparse_node)
                     return False
-        if not _same_bits(tensor, array):
+        if not same_bits(tensor, array):
             node.CopyFrom(dense)
         return False
 
@@ -308,11 +345,13 @@ class _Patcher:
             reason = "it is an output of its graph"
         elif not reason and self._form != "sparse" and not can_be_smaller(array):
             reason = "dense is smaller"
+        elif not reason and sparse_bytes(array) > MOST_PROTOBUF_BYTES:
+            reason = "as a sparse one it would take over 2 GiB"
         if reason:
             self.reasons.setdefault(key, reason)
             return None
         sparse = to_sparse(tensor.name, array)
-        _copy_notes(tensor, sparse.values)
+        copy_notes(tensor, sparse.values)
         return sparse
 
     def _take(self, key: WeightKey, smaller: bool) -> bool:
@@ -364,75 +403,6 @@ def _replace(field: Any, content: Sequence[Any]) -> None:
         copies.append(copy)
     del field[:]
     field.extend(copies)
-
-
-def fitted(key: WeightKey, tensor: TensorProto, array: np.ndarray) -> np.ndarray:
-    """Cast new values to the element type of a constant.
-
-    Args:
-        key: what a message calls the constant.
-        tensor: the constant; its shape and element type hold.
-        array: real, in the same shape.
-
-    Raises:
-        ExportError: the shape differs, a finite value becomes infinite, or a constant of whole
-            numbers is to take others.
-    """
-    if array.shape != tuple(tensor.dims):
-        raise ExportError(
-            f"new values of shape {list(array.shape)} do not fit constant '{key}' "
-            f"of shape {list(tensor.dims)}"
-        )
-    wanted = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    if array.dtype == wanted:
-        return array
-    if array.dtype.kind == "f" and wanted.kind in "iu":
-        limits = np.iinfo(wanted)
-        if not np.array_equal(array, np.rint(array).clip(limits.min, limits.max)):
-            raise ExportError(f"constant '{key}' holds whole numbers of type {wanted} only")
-    with np.errstate(over="ignore"):
-        cast: np.ndarray = array.astype(wanted)
-    if array.dtype.kind == "f" and not np.array_equal(np.isfinite(array), np.isfinite(cast)):
-        raise ExportError(f"a new value of constant '{key}' is too large for its type, {wanted}")
-    return cast
-
-
-def _same_bits(tensor: TensorProto, array: np.ndarray) -> bool:
-    return numpy_helper.to_array(tensor).tobytes() == array.tobytes()
-
-
-def _with_data(tensor: TensorProto, array: np.ndarray) -> TensorProto:
-    """Give a constant with other data; name, shape, type and notes stay."""
-    new = numpy_helper.from_array(array)
-    if tensor.HasField("name"):
-        new.name = tensor.name
-    _copy_notes(tensor, new)
-    return new
-
-
-def _copy_notes(tensor: TensorProto, new: TensorProto) -> None:
-    if tensor.HasField("doc_string"):
-        new.doc_string = tensor.doc_string
-    new.metadata_props.extend(tensor.metadata_props)
-
-
-def _with_value(node: NodeProto, value: TensorProto | SparseTensorProto) -> NodeProto:
-    """Give a Constant node with another value, in the form it had where that can hold it."""
-    new = onnx.NodeProto()
-    new.CopyFrom(node)
-    (old,) = (a for a in new.attribute if a.name.startswith(("value", "sparse_value")))
-    if isinstance(value, TensorProto) and old.name != "value":
-        numbers = numpy_helper.to_array(value)
-        kept = helper.make_attribute(old.name, numbers.tolist(), attr_type=old.type)
-    elif isinstance(value, TensorProto):
-        kept = AttributeProto(name="value", type=AttributeProto.TENSOR, t=value)
-    else:
-        kind = AttributeProto.SPARSE_TENSOR
-        kept = AttributeProto(name="sparse_value", type=kind, sparse_tensor=value)
-    if old.HasField("doc_string"):
-        kept.doc_string = old.doc_string
-    old.CopyFrom(kept)
-    return new
 
 
 def write(model: ModelProto, path: Path, most_bytes: int = MOST_PROTOBUF_BYTES) -> int:
