@@ -1,0 +1,461 @@
+"""Models with their large tensors in a data file: layout, bytes, and failures at every step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+from onnx.numpy_helper import from_array, to_array
+
+from onnxpress_adapters.errors import ExportError
+from onnxpress_adapters.external import data_files
+from onnxpress_adapters.light import message_bytes
+from onnxpress_adapters.read import read_model
+from onnxpress_adapters.tensors import every_tensor
+from onnxpress_adapters.weights import WeightKey
+from onnxpress_exporters import files
+from onnxpress_exporters.compare import Runner, compare, runnable
+from onnxpress_exporters.densify import densify
+from onnxpress_exporters.external_data import (
+    ALIGNMENT,
+    KEPT_OUTSIDE_BYTES,
+    SMALLEST_BYTES,
+    Layout,
+    is_data_name,
+    room,
+)
+from onnxpress_exporters.values import Plain, Scaled, Storage, rounded
+from onnxpress_exporters.write import Form, patch, write
+from small_models import constant, model, perceptron, thinned, value
+
+FORMS: tuple[Form, ...] = ("dense", "sparse", "packed")
+FEED = {"x": np.random.default_rng(9).normal(size=(1, 200)).astype(np.float32)}
+W, V = WeightKey((), "w"), WeightKey((), "v")
+
+
+def wide(seed: int = 0) -> ModelProto:
+    """Give 200 -> 300 -> 200; one weight is an initializer, the other a Constant node."""
+    rng = np.random.default_rng(seed)
+    first = rng.normal(size=(200, 300)).astype(np.float32)
+    second = rng.normal(size=(300, 200)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        constant("v", second),
+        helper.make_node("MatMul", ["h", "v"], ["z"]),
+        helper.make_node("Add", ["z", "b"], ["y"]),
+    ]
+    small = from_array(np.ones(200, np.float32), "b")
+    graph = helper.make_graph(
+        nodes, "g", [value("x", 1, 200)], [value("y", 1, 200)], [from_array(first, "w"), small]
+    )
+    return model(graph)
+
+
+def pressed(form: Form = "sparse", density: float = 0.4, seed: int = 0) -> ModelProto:
+    # Dense enough for values of over 64 KiB.
+    changed = {
+        W: thinned(200, 300, density=density, seed=seed),
+        V: thinned(300, 200, density=density, seed=seed + 1),
+    }
+    return patch(wide(), changed, form).model
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def data_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix == ".data")
+
+
+# ---------------------------------------------------------------- layout
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pair_is_read_back_checked_and_run(form: Form, tmp_path: Path) -> None:
+    made = pressed(form)
+    before = made.SerializeToString()
+    path = tmp_path / "m.onnx"
+    size = write(made, path, most_bytes=1000)
+    assert made.SerializeToString() == before
+    (data,) = data_in(tmp_path)
+    assert is_data_name(data, "m.onnx")
+    assert data_files(path) == {data}
+    assert size == sum(map(len, content(tmp_path).values()))
+    onnx.checker.check_model(str(path), full_check=form != "sparse")
+    assert read_model(path) == densify(made)
+    answers = [Runner(one, threads=1).run(FEED)[0] for one in (path, made, densify(made))]
+    assert answers[0].tobytes() == answers[1].tobytes() == answers[2].tobytes()
+
+
+def test_only_large_tensors_leave_aligned_in_the_order_of_the_model(tmp_path: Path) -> None:
+    made = pressed("sparse")
+    layout = Layout.of(made, 1000)
+    named = [tensor.name for tensor in layout.outside]
+    values = {"w": made.graph.sparse_initializer[0], "v": made.graph.node[1].attribute[0]}
+    assert named == ["w", ""]
+    assert all(tensor.dims[0] * 4 >= SMALLEST_BYTES for tensor in layout.outside)
+    assert layout.outside[0] is values["w"].values
+    assert layout.outside[1] is values["v"].sparse_tensor.values
+    assert layout.starts[0] == 0
+    assert all(start % ALIGNMENT == 0 for start in layout.starts)
+    write(made, tmp_path / "m.onnx", most_bytes=1000)
+    (data,) = (path for path in tmp_path.iterdir() if path.suffix == ".data")
+    raw = data.read_bytes()
+    end = 0
+    for tensor, start in zip(layout.outside, layout.starts, strict=True):
+        assert raw[end:start] == bytes(start - end)
+        end = start + len(tensor.raw_data)
+        assert raw[start:end] == tensor.raw_data
+    assert len(raw) == end
+
+
+def test_sparse_indices_stay_where_the_checker_reads_them(tmp_path: Path) -> None:
+    write(pressed("sparse"), tmp_path / "m.onnx", most_bytes=1000)
+    found = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    (sparse,) = found.graph.sparse_initializer
+    assert sparse.values.data_location == TensorProto.EXTERNAL
+    assert sparse.indices.data_location == TensorProto.DEFAULT
+    assert len(sparse.indices.raw_data) >= SMALLEST_BYTES
+
+
+def test_one_file_wherever_it_fits_into_one(tmp_path: Path) -> None:
+    made = pressed("sparse")
+    size = made.ByteSize()
+    assert Layout.of(made, size).outside == ()
+    assert Layout.of(made, size).model is made
+    assert len(Layout.of(made, size - 1).outside) == 2
+    assert write(made, tmp_path / "m.onnx") == size
+    assert content(tmp_path) == {"m.onnx": made.SerializeToString()}
+
+
+def test_nothing_large_enough_to_leave(tmp_path: Path) -> None:
+    made = perceptron()
+    assert write(made, tmp_path / "m.onnx", most_bytes=10) == made.ByteSize()
+    assert content(tmp_path) == {"m.onnx": made.SerializeToString()}
+
+
+def test_typed_fields_leave_as_raw_data(tmp_path: Path) -> None:
+    array = np.arange(60_000, dtype=np.float16).reshape(300, 200)
+    made = wide()
+    made.graph.initializer.add(name="unused").CopyFrom(
+        helper.make_tensor("unused", TensorProto.FLOAT16, array.shape, array.reshape(-1))
+    )
+    assert made.graph.initializer[-1].int32_data
+    write(made, tmp_path / "m.onnx", most_bytes=1000)
+    read = read_model(tmp_path / "m.onnx")
+    assert to_array(read.graph.initializer[-1]).tobytes() == array.tobytes()
+
+
+def test_where_the_original_kept_its_data_outside_a_large_result_does(tmp_path: Path) -> None:
+    write(wide(), tmp_path / "one.onnx")
+    write(wide(), tmp_path / "two.onnx", most_bytes=0)
+    assert room(tmp_path / "one.onnx") == 2**31 - 1
+    assert room(tmp_path / "two.onnx") == KEPT_OUTSIDE_BYTES
+
+
+def test_bytes_are_counted_without_making_them() -> None:
+    for made in (perceptron(), wide(), *map(pressed, FORMS)):
+        assert message_bytes(made) == made.ByteSize()
+        for node in made.graph.node:
+            assert message_bytes(node) == node.ByteSize()
+
+
+# ---------------------------------------------------------------- running
+
+
+def test_what_runs_from_a_temporary_pair_answers_the_same(tmp_path: Path) -> None:
+    made = pressed("packed")
+    with runnable(made, 1000) as source:
+        assert isinstance(source, str)
+        folder = Path(source).parent
+        assert len(data_in(folder)) == 1
+        found = compare(made, Path(source), {"x": FEED["x"][None]})
+    assert found.distance.absolute == 0.0
+    assert not folder.exists()
+    with runnable(made) as source:
+        assert source == made.SerializeToString()
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def test_saving_twice_leaves_the_same_bytes_and_names(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    for form in FORMS:
+        write(pressed(form), path, most_bytes=1000)
+        first = content(tmp_path)
+        write(pressed(form), path, most_bytes=1000)
+        assert content(tmp_path) == first
+        assert len(first) == 2
+
+
+def test_a_pair_pressed_again_is_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    storage: dict[WeightKey, Storage] = {W: Scaled(np.array(0.01, np.float32)), V: Plain()}
+    changed = {key: thinned(200, 300, density=0.7) for key in (W,)}
+    changed[W] = rounded(changed[W], storage[W])
+    changed[V] = thinned(300, 200, density=0.9)
+    write(patch(wide(), changed, "packed", storage).model, path, most_bytes=1000)
+    first = content(tmp_path)
+    write(patch(read_model(path), changed, "packed", storage).model, path, most_bytes=1000)
+    assert content(tmp_path) == first
+
+
+def test_the_older_data_file_goes_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    write(pressed(seed=1), path, most_bytes=1000)
+    write(pressed(seed=2), tmp_path / "other.onnx", most_bytes=1000)
+    strangers = {
+        "m.onnx.data": b"somebody's",
+        f"m.onnx.{'a' * 16}.data": b"ours by its name, but no model's",
+        "notes.txt": b"kept",
+    }
+    for name, text in strangers.items():
+        (tmp_path / name).write_bytes(text)
+    before = content(tmp_path)
+    (old,) = data_files(path)
+    write(pressed(seed=3), path, most_bytes=1000)
+    after = content(tmp_path)
+    (new,) = data_files(path)
+    assert new != old
+    assert after.keys() == (before.keys() - {old}) | {new}
+    assert all(after[name] == before[name] for name in after.keys() - {new, "m.onnx"})
+    # One file in its place: the pair's data go as well.
+    write(pressed(seed=3), path)
+    assert content(tmp_path).keys() == before.keys() - {old}
+
+
+def test_data_that_an_older_model_names_in_a_strange_way_stay(tmp_path: Path) -> None:
+    """A hostile model in the place of the target makes us remove nothing that is not ours."""
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "m.onnx"
+    (tmp_path / "secret").write_bytes(b"kept")
+    (tmp_path / "in" / "secret").write_bytes(b"kept")
+    hostile = wide()
+    for location, tensor in zip(("../secret", "secret"), hostile.graph.initializer, strict=True):
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+    path.write_bytes(hostile.SerializeToString())
+    write(pressed(), path, most_bytes=1000)
+    assert (tmp_path / "secret").read_bytes() == b"kept"
+    assert (tmp_path / "in" / "secret").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("torn", [b"torn", b""])
+def test_a_torn_data_file_under_the_name_is_replaced(torn: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    write(pressed(), path, most_bytes=1000)
+    good = content(tmp_path)
+    (data,) = data_in(tmp_path)
+    (tmp_path / data).write_bytes(torn)
+    write(pressed(), path, most_bytes=1000)
+    assert content(tmp_path) == good
+
+
+def test_links_are_neither_written_through_nor_read_through(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "in", tmp_path / "secret"
+    folder.mkdir()
+    outside.write_bytes(b"kept")
+    path = folder / "m.onnx"
+    write(pressed(), path, most_bytes=1000)
+    (data,) = data_in(folder)
+    good = content(folder)
+    (folder / data).unlink()
+    (folder / data).symlink_to(outside)
+    write(pressed(), path, most_bytes=1000)
+    assert content(folder) == good
+    assert not (folder / data).is_symlink()
+    assert outside.read_bytes() == b"kept"
+
+    link = tmp_path / "link.onnx"
+    link.symlink_to(path)
+    with pytest.raises(ExportError, match=r"link\.onnx: it is a symbolic link, and beside it"):
+        write(pressed(seed=5), link, most_bytes=1000)
+    assert content(folder) == good
+
+
+# ---------------------------------------------------------------- failures
+
+
+class Interrupted(BaseException):
+    """What Ctrl-C and the like look like from inside."""
+
+
+def interrupting(
+    monkeypatch: pytest.MonkeyPatch, module: object, name: str, at: int, error: BaseException
+) -> list[int]:
+    """Let the call number ``at`` of a function fail; give a list that grows with the calls."""
+    real: Callable[..., object] = getattr(module, name)
+    calls: list[int] = []
+
+    def call(*arguments: object, **named: object) -> object:
+        calls.append(len(calls))
+        if len(calls) - 1 == at:
+            raise error
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+STEPS: list[tuple[object, str, int]] = [
+    (os, "fsync", 0),  # the data file
+    (os, "replace", 0),  # takes its name
+    (os, "fsync", 2),  # the model (1 is the folder, which may fail)
+    (os, "replace", 1),  # takes its name
+    (files, "_data_of", 0),  # in between
+    (Layout, "data", 1),  # 0 is the digest, 1 the writing
+    (Layout, "digest", 0),
+    (Layout, "first", 0),
+]
+
+
+@pytest.mark.parametrize("old", ["pair", "one", "none"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), Interrupted()]
+)
+@pytest.mark.parametrize(("module", "name", "at"), STEPS)
+def test_a_failure_leaves_what_was_there(
+    module: object,
+    name: str,
+    at: int,
+    error: BaseException,
+    old: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "m.onnx"
+    if old != "none":
+        write(pressed(seed=1), path, most_bytes=1000 if old == "pair" else 10**9)
+    before = content(tmp_path)
+    calls = interrupting(monkeypatch, module, name, at, error)
+    with pytest.raises((ExportError, KeyboardInterrupt, Interrupted)) as caught:
+        write(pressed(seed=2), path, most_bytes=1000)
+    assert len(calls) > at
+    assert content(tmp_path) == before
+    if isinstance(error, OSError):
+        assert "No space left on device" in str(caught.value)
+    monkeypatch.undo()
+    if old != "none":
+        assert read_model(path) == densify(pressed(seed=1))
+    write(pressed(seed=2), path, most_bytes=1000)
+    assert read_model(path) == densify(pressed(seed=2))
+    assert len(content(tmp_path)) == 2
+
+
+def test_a_failure_does_not_take_the_data_an_older_model_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    write(pressed(), path, most_bytes=1000)
+    before = content(tmp_path)
+    again = pressed()
+    again.doc_string = "other words, the same weights"
+    interrupting(monkeypatch, os, "replace", 0, OSError(5, "Input/output error"))
+    with pytest.raises(ExportError, match=r"m\.onnx: Input/output error"):
+        write(again, path, most_bytes=1000)
+    assert content(tmp_path) == before
+
+
+def test_an_interrupt_right_after_the_model_took_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    write(pressed(seed=1), path, most_bytes=1000)
+    real = files._sync_folder
+    seen: list[Path] = []
+
+    def interrupt(folder: Path) -> None:
+        seen.append(folder)
+        if len(seen) == 2:  # the first is that of the data file
+            raise KeyboardInterrupt
+        real(folder)
+
+    monkeypatch.setattr(files, "_sync_folder", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(pressed(seed=2), path, most_bytes=1000)
+    assert read_model(path) == densify(pressed(seed=2))
+
+
+def test_old_data_that_cannot_be_removed_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.onnx"
+    write(pressed(seed=1), path, most_bytes=1000)
+    (old,) = data_in(tmp_path)
+    real = Path.unlink
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if self.name == old:
+            raise PermissionError(13, "Permission denied")
+        real(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    write(pressed(seed=2), path, most_bytes=1000)
+    assert read_model(path) == densify(pressed(seed=2))
+    assert len(data_in(tmp_path)) == 2
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[5:]
+from onnxpress_adapters.read import read_model
+from onnxpress_exporters.write import write
+
+model, name, at = read_model(Path(sys.argv[2])), sys.argv[3], int(sys.argv[4])
+real, calls = getattr(os, name), []
+
+def call(*arguments):
+    calls.append(name)
+    if len(calls) == at:
+        os._exit(9)  # as a kill does: nothing is tidied up
+    return real(*arguments)
+
+setattr(os, name, call)
+write(model, Path(sys.argv[1]), most_bytes=1000)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [("fsync", 1), ("replace", 1), ("fsync", 2), ("fsync", 3), ("replace", 2)]
+)
+def test_a_killed_process_leaves_the_old_pair_whole(name: str, at: int, tmp_path: Path) -> None:
+    path, source = tmp_path / "m.onnx", tmp_path / "new.onnx"
+    write(pressed(seed=1), path, most_bytes=1000)
+    write(pressed(seed=2), source)
+    before = content(tmp_path)
+    words = [sys.executable, "-c", KILLED, str(path), str(source), name, str(at), *sys.path]
+    assert subprocess.run(words, check=False).returncode == 9
+    after = content(tmp_path)
+    assert {file: after[file] for file in before} == before
+    assert read_model(path) == densify(pressed(seed=1))
+    # What a killed process leaves behind is in nobody's way.
+    write(pressed(seed=2), path, most_bytes=1000)
+    assert read_model(path) == densify(pressed(seed=2))
+    assert all(one in content(tmp_path) for one in data_files(path))
+
+
+def test_every_tensor_of_a_written_pair_is_named_with_its_place(tmp_path: Path) -> None:
+    write(pressed("dense"), tmp_path / "m.onnx", most_bytes=1000)
+    (data,) = data_in(tmp_path)
+    found = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    rows = [
+        {entry.key: entry.value for entry in tensor.external_data}
+        for _, tensor in every_tensor(found)
+        if tensor.data_location == TensorProto.EXTERNAL
+    ]
+    size = str(200 * 300 * 4)
+    start = str(-(-200 * 300 * 4 // ALIGNMENT) * ALIGNMENT)
+    assert rows == [
+        {"location": data, "offset": "0", "length": size},
+        {"location": data, "offset": start, "length": size},
+    ]
