@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 FREE_INITIALIZERS = 4  # the first IR version whose initializers need not be graph inputs
 
 
-def to_dense(sparse: SparseTensorProto, name: str = "") -> TensorProto:
+def fill_dense(tensor: TensorProto, sparse: SparseTensorProto, name: str = "") -> None:
     """Make a sparse tensor dense.
 
     Args:
+        tensor: an empty one, which gets raw data of the same element type, with the values' name,
+            documentation and metadata; exactly zero wherever no index points. (One of a model, so
+            that large data are not made twice.)
         sparse: values ``[NNZ]`` and indices ``[NNZ]`` (linear) or ``[NNZ, rank]``, in any order.
         name: what messages call it; its values' own name where left out.
-
-    Returns:
-        A tensor with raw data, of the same element type, with the values' name, documentation and
-        metadata; exactly zero wherever no index points.
 
     Raises:
         BrokenModelError: counts do not agree, an index lies outside the shape or occurs twice.
@@ -49,11 +48,13 @@ def to_dense(sparse: SparseTensorProto, name: str = "") -> TensorProto:
         )
     dense = np.zeros(math.prod(shape), values.dtype)
     dense[places] = values
-    tensor = numpy_helper.from_array(dense.reshape(shape), sparse.values.name)
+    tensor.dims.extend(shape)
+    tensor.data_type = helper.np_dtype_to_tensor_dtype(dense.dtype)
+    tensor.name = sparse.values.name
+    tensor.raw_data = dense.tobytes()
     if sparse.values.HasField("doc_string"):
         tensor.doc_string = sparse.values.doc_string
     tensor.metadata_props.extend(sparse.values.metadata_props)
-    return tensor
 
 
 def linear_indices(sparse: SparseTensorProto, called: str) -> np.ndarray:
@@ -87,7 +88,8 @@ def linear_indices(sparse: SparseTensorProto, called: str) -> np.ndarray:
     places: np.ndarray = np.zeros(len(columns), np.int64)
     for column, extent in zip(columns.T, extents, strict=True):
         places = places * extent + column.astype(np.int64)
-    if len(np.unique(places)) != len(places):
+    ordered = places if (places[1:] > places[:-1]).all() else np.sort(places)
+    if (ordered[1:] == ordered[:-1]).any():
         raise BrokenModelError(f"{called} names the same place twice, with values that may differ")
     return places
 
@@ -122,14 +124,15 @@ def make_dense(model: ModelProto) -> None:
         )
     for _, holder in holders(model):
         if isinstance(holder, GraphProto):
-            holder.initializer.extend(to_dense(sparse) for sparse in holder.sparse_initializer)
+            for sparse in holder.sparse_initializer:
+                fill_dense(holder.initializer.add(), sparse)
             holder.ClearField("sparse_initializer")
         for node, attribute in _sparse_values(holder):
-            tensor = to_dense(attribute.sparse_tensor, node.output[0] if node.output else "")
+            name = node.output[0] if node.output else ""
+            fill_dense(attribute.t, attribute.sparse_tensor, name)
             attribute.ClearField("sparse_tensor")
             attribute.name = "value"
             attribute.type = AttributeProto.TENSOR
-            attribute.t.CopyFrom(tensor)
 
 
 def _sparse_values(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,15 @@ from onnxpress_adapters.walk import STANDARD_DOMAINS
 from onnxpress_exporters.packed import Item, pack, why_not_packed
 from onnxpress_exporters.packed_codes import all_codes, nonzero
 from onnxpress_exporters.sparse import framed_bytes, to_sparse, why_not_sparse
-from onnxpress_exporters.values import Plain, Storage
+from onnxpress_exporters.values import Plain, Scaled, Storage
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
     from onnxpress_adapters.weights import WeightKey
+
+MOST_MEASURED = 1 << 22
+"""Entries of the largest weight that is measured as a whole."""
 
 PIECE_BYTES = 1 << 18
 GZIP_LEAD = 0.03
@@ -59,6 +62,15 @@ class WeightBytes:
         }
         return {**forms, "entropy": self.entropy_bytes / each}
 
+    def scaled(self, elements: int) -> WeightBytes:
+        """Give what more of the same would take."""
+        factor = elements / max(1, self.elements)
+        forms = {
+            name: FileSize(round(factor * size.size_bytes), round(factor * size.gzip_bytes))
+            for name, size in self.forms.items()
+        }
+        return WeightBytes(elements, forms, factor * self.entropy_bytes)
+
     @property
     def gzip_wins(self) -> str:
         """Say so where gzip of dense weights does better than packing them, by over 3 %."""
@@ -90,6 +102,8 @@ def weight_bytes(
 ) -> WeightBytes:
     """Measure the prunable weights of a model in every form.
 
+    Of a weight with more than ``MOST_MEASURED`` entries an even share of slices is measured.
+
     Args:
         model: dense, as ``read_model`` gives it; untouched.
         storage: how values were rounded, where that is known.
@@ -97,14 +111,38 @@ def weight_bytes(
     """
     weights = [weight for weight in prunable(model, tables=tables) if weight.elements]
     known = storage or {}
+    opset = max((o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS), default=1)
+    small = [weight for weight in weights if weight.elements <= MOST_MEASURED]
+    found = [_together(opset, small, known)] if small or not weights else []
+    for weight in weights:
+        if weight.elements > MOST_MEASURED:
+            part, form = _share(weight, known.get(weight.key, Plain()))
+            found.append(_together(opset, [part], {weight.key: form}).scaled(weight.elements))
+    return WeightBytes(
+        sum(one.elements for one in found),
+        {
+            form: FileSize(
+                sum(one.forms[form].size_bytes for one in found),
+                sum(one.forms[form].gzip_bytes for one in found),
+            )
+            for form in found[0].forms
+        },
+        sum(one.entropy_bytes for one in found),
+    )
+
+
+def _together(
+    opset: int, weights: Sequence[Prunable], storage: Mapping[WeightKey, Storage]
+) -> WeightBytes:
+    """Measure some weights as if they were all of a model."""
     bits = 0.0
     dense_bytes = sparse_bytes = 0
     for weight in weights:
         array = numpy_helper.to_array(weight.tensor)
-        bits += _entropy_bits(array, known.get(weight.key, Plain()))
+        bits += _entropy_bits(array, storage.get(weight.key, Plain()))
         dense_bytes += array.nbytes
         sparse_bytes += int(np.count_nonzero(array)) * (array.itemsize + 8)
-    packed = _packed(model, weights, known)
+    packed = _packed(opset, weights, storage)
     return WeightBytes(
         sum(weight.elements for weight in weights),
         {
@@ -114,6 +152,22 @@ def weight_bytes(
         },
         bits / 8,
     )
+
+
+def _share(weight: Prunable, storage: Storage) -> tuple[Prunable, Storage]:
+    """Take slices from all over a large weight, and the scales that go with them."""
+    array = numpy_helper.to_array(weight.tensor)
+    axis = int(np.argmax(array.shape))
+    extent = array.shape[axis]
+    count = max(1, MOST_MEASURED * extent // array.size)
+    kept = np.arange(count) * extent // count
+    name = weight.tensor.name
+    part = numpy_helper.from_array(np.ascontiguousarray(array.take(kept, axis)), name)
+    if isinstance(storage, Scaled):
+        scales = storage.scales
+        if scales.ndim == array.ndim and scales.shape[axis] == extent:
+            storage = Scaled(scales.take(kept, axis))
+    return replace(weight, tensor=part), storage
 
 
 def table(sides: Sequence[tuple[str, WeightBytes]]) -> list[list[str]]:
@@ -166,10 +220,9 @@ def _sparse(weight: Prunable) -> bytes:
 
 
 def _packed(
-    model: ModelProto, weights: Sequence[Prunable], storage: Mapping[WeightKey, Storage]
+    opset: int, weights: Sequence[Prunable], storage: Mapping[WeightKey, Storage]
 ) -> list[bytes]:
     """Pack the weights, graph by graph; give all there is to write."""
-    opset = max((o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS), default=1)
     graphs: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     written = []
     plain: dict[tuple[tuple[str, ...], str], Prunable] = {}

@@ -3,9 +3,9 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 
-from onnxpress_adapters.sparse_tensors import to_dense
+from onnxpress_adapters.sparse_tensors import fill_dense
 from onnxpress_exporters.sparse import (
     SPARSE_TYPES,
     can_be_smaller,
@@ -14,6 +14,12 @@ from onnxpress_exporters.sparse import (
     why_not_sparse,
 )
 from small_models import thinned
+
+
+def to_dense(sparse: SparseTensorProto) -> TensorProto:
+    tensor = TensorProto()
+    fill_dense(tensor, sparse)
+    return tensor
 
 
 @pytest.mark.parametrize("data_type", sorted(SPARSE_TYPES))

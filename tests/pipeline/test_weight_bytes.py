@@ -101,6 +101,26 @@ def test_of_large_models_gzip_sees_a_share(monkeypatch: pytest.MonkeyPatch) -> N
     assert about.gzip_bytes == pytest.approx(exact.gzip_bytes, rel=0.1)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_of_a_large_weight_slices_from_all_over_are_measured(
+    per_channel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Dense above, sparse below: a share of the top alone would be far off.
+    array = np.concatenate([thinned(300, 200, density=d, seed=1) for d in (0.5, 0.1)])
+    scales = np.abs(array).max(1, keepdims=True) / 127 if per_channel else np.full((1, 1), 0.03)
+    storage = {WeightKey((), "w"): Scaled(np.where(scales, scales, 1).astype(np.float32))}
+    small = product(rounded(array, storage[WeightKey((), "w")]))
+    exact = weight_bytes(small, storage)
+    monkeypatch.setattr(module, "MOST_MEASURED", array.size // 4)
+    about = weight_bytes(small, storage)
+    assert about.elements == exact.elements == array.size
+    assert about != exact
+    for form, size in exact.forms.items():
+        assert about.forms[form].size_bytes == pytest.approx(size.size_bytes, rel=0.1)
+        assert about.forms[form].gzip_bytes == pytest.approx(size.gzip_bytes, rel=0.1)
+    assert about.entropy_bytes == pytest.approx(exact.entropy_bytes, rel=0.1)
+
+
 def test_where_gzip_does_better_than_packing_the_report_says_so() -> None:
     def sized(dense_gzip: int, packed: int) -> WeightBytes:
         forms = {"dense": FileSize(400, dense_gzip), "packed": FileSize(packed, packed)}
