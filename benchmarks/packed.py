@@ -107,7 +107,7 @@ def _weighed(
         small = entries < LARGE or zeros >= MOST_ZEROS * entries
         if not entries or (small and not chosen):
             continue
-        found, forms = _bytes(original, _pruned(weights, sparsity), entries)
+        found, forms = _bytes(original, pruned(weights, sparsity), entries)
         note = "gzip is smaller" if found["gzip"] * 1.03 < found["packed fp32"] else ""
         rows.append([model, f"{entries:,}", *(f"{found[n] / entries:.3f}" for n in names), forms])
         rows[-1].append(note)
@@ -123,7 +123,7 @@ def _weighed(
     return table(["model", "weights", *names, "not packed", ""], rows), good or chosen
 
 
-def _pruned(weights: Weights, sparsity: float) -> Weights:
+def pruned(weights: Weights, sparsity: float) -> Weights:
     """Zero the smallest entries over all weights."""
     sizes = np.concatenate([np.abs(array).reshape(-1) for array in weights.values()])
     cut = np.partition(sizes, int(sparsity * sizes.size))[int(sparsity * sizes.size)]
@@ -146,7 +146,7 @@ def _bytes(original: ModelProto, weights: Weights, entries: int) -> tuple[dict[s
     found["sparse"] = patch(original, weights, "auto").model.ByteSize() - rest
     reasons: set[str] = set()
     for values in VALUES:
-        storage = {key: _storage(array, values) for key, array in weights.items()}
+        storage = {key: storage_of(array, values) for key, array in weights.items()}
         stored = {key: rounded(array, storage[key]) for key, array in weights.items()}
         form: Form = "packed"
         patched = patch(original, stored, form, storage)
@@ -163,7 +163,8 @@ def _bytes(original: ModelProto, weights: Weights, entries: int) -> tuple[dict[s
     }, "; ".join(sorted(reasons))
 
 
-def _storage(array: np.ndarray, values: str) -> Storage:
+def storage_of(array: np.ndarray, values: str) -> Storage:
+    """Choose a plain storage of a weight: one scale, or the quantiles of its values."""
     if values == "fp32" or not array.any():
         return Plain()
     if values == "fp16":
@@ -183,7 +184,7 @@ def _created(side: int) -> tuple[str, bool]:
         drawn = rng.normal(size=(side, side)).astype(np.float32)
         array = np.where(rng.random((side, side)) < density, drawn, np.float32(0))
         for values in ("fp32",) if way == "dense" else ("fp32", "int8"):
-            storage = _storage(array, values)
+            storage = storage_of(array, values)
             stored = rounded(array, storage)
             form: Form = "dense" if way == "dense" else "packed"
             patched = patch(_layer(side), {KEY: stored}, form, {KEY: storage})

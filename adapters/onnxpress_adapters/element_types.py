@@ -6,6 +6,8 @@ have to be told; for all other models nothing is inferred.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto
 
@@ -68,6 +70,24 @@ def element_types(model: ModelProto) -> dict[str, int]:
             if element_type and found.setdefault(name, element_type) != element_type:
                 clashing.add(name)
     return {name: kind for name, kind in found.items() if name not in clashing}
+
+
+def ranks_of(model: ModelProto) -> dict[str, int]:
+    """Infer how many axes the values of the main graph have, as far as that can be told.
+
+    Args:
+        model: any; it is not changed, and the data of its large constants are not copied.
+    """
+    bare = _skeleton(model)
+    # Where inference fails, what the file says itself still counts.
+    with suppress(onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        bare = onnx.shape_inference.infer_shapes(bare)
+    graph: GraphProto = bare.graph
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def _skeleton(model: ModelProto) -> ModelProto:

@@ -20,6 +20,7 @@ from onnxpress_adapters.checker import check
 from onnxpress_adapters.errors import AdapterError, BrokenModelError
 from onnxpress_adapters.external import inline
 from onnxpress_adapters.finite import check_finite
+from onnxpress_adapters.gathered_tensors import make_whole
 from onnxpress_adapters.light import MOST_PROTOBUF_BYTES
 from onnxpress_adapters.packed_tensors import make_plain
 from onnxpress_adapters.soundness import check_names, check_size, check_work
@@ -73,8 +74,8 @@ def read_model(path: Path, limits: Limits = Limits()) -> ModelProto:
         limits: what the file may ask for.
 
     Returns:
-        The model with all data inline and all sparse or packed constants dense; everything else as
-        in the file. It may be more than protobuf could write as one file.
+        The model with all data inline and all sparse, packed or gathered constants dense; everything
+        else as in the file. It may be more than protobuf could write as one file.
 
     Raises:
         BrokenModelError: the file is missing, not ONNX, torn, inconsistent or hostile.
@@ -140,6 +141,7 @@ def _load(model: ModelProto, folder: Path, limits: Limits) -> None:
         check_length(where, tensor)
     make_dense(model)
     make_plain(model, limits.tensor_bytes)
+    make_whole(model)
     _check_room(model, limits, ", unpacked,")
 
 

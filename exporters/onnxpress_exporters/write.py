@@ -8,7 +8,7 @@ disk whole or not at all.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx
@@ -38,14 +38,15 @@ from onnxpress_adapters.walk import (
     constant_value,
     functions,
     graphs,
-    holders,
     is_constant,
 )
 from onnxpress_adapters.weights import WeightKey
 from onnxpress_exporters.content import copy_notes, fitted, same_bits, with_data, with_value
 from onnxpress_exporters.external_data import Layout
 from onnxpress_exporters.files import write_files
+from onnxpress_exporters.gathered_nodes import gather_weights, heights_of
 from onnxpress_exporters.packed import Item, Packing, pack, why_not_packed
+from onnxpress_exporters.protos import free_prefix, replace_all
 from onnxpress_exporters.sparse import (
     can_be_smaller,
     framed_bytes,
@@ -57,14 +58,14 @@ from onnxpress_exporters.sparse import (
 from onnxpress_exporters.values import Plain, Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from onnx import GraphProto, NodeProto, SparseTensorProto
 
     from onnxpress_exporters.sparse import Part
 
-Form = Literal["auto", "dense", "sparse", "packed"]
+Form = Literal["auto", "dense", "sparse", "packed", "gathered"]
 
 SPARSE_CONSTANT = 11  # the first opset whose Constant node knows sparse_value
 
@@ -102,7 +103,8 @@ def patch(
         original: with all data inline, as ``read_model`` gives it; untouched.
         changed: new values, in the shape of the constants; cast to their element types. A constant
             that is listed with the values it has may still become sparse.
-        form: ``"sparse"`` wherever that is legal, ``"dense"`` everywhere, or ``"auto"``, per
+        form: ``"gathered"`` where rows in groups share few columns, and ``"auto"`` elsewhere;
+            ``"sparse"`` wherever that is legal, ``"dense"`` everywhere, or ``"auto"``, per
             constant whichever of the two takes fewer bytes; or ``"packed"`` where that takes fewer
             bytes than dense, and as for ``"auto"`` where it is not possible.
         storage: how the values were rounded. Those that take fewer bits are packed by ``"auto"`` as
@@ -128,7 +130,9 @@ def patch(
     left = _replaced(original, changed)
     ours = {id(tensor) for tensor in left.values()}  # of what `left` keeps alive
     model = lightened(original, lambda tensor: id(tensor) in ours)
-    patcher = _Patcher(form, model, storage or {}, left, freeze=freeze)
+    heights, loose = heights_of(original, changed) if form == "gathered" else ({}, {})
+    plain: Form = "auto" if form == "gathered" else form
+    patcher = _Patcher(plain, model, storage or {}, left, freeze=freeze, whole=heights.keys())
     # The innermost first: packing may put copies of nodes, bodies included, in place of nodes.
     for path, graph in reversed([*graphs(model), *functions(model)]):
         patcher.graph(graph, {k.name: (k, array) for k, array in changed.items() if k.path == path})
@@ -137,7 +141,11 @@ def patch(
         raise ExportError(f"the model has no dense constant called {', '.join(sorted(lost))}")
     if patcher.packed:
         model.metadata_props.add(key=MARK, value=patcher.prefix)
-    return Patched(model, patcher.forms, patcher.reasons)
+    placed = gather_weights(model, heights)
+    shapes = {key: weight.columns.shape for key, weight in placed.weights.items()}
+    told = {key: f"gathered: {groups} x {width}" for key, (groups, width) in shapes.items()}
+    reasons = {**patcher.reasons, **loose}
+    return Patched(placed.model, {**patcher.forms, **told}, reasons)
 
 
 def _replaced(
@@ -170,17 +178,21 @@ class _Patcher:
         left: Mapping[WeightKey, TensorProto],
         *,
         freeze: bool,
+        whole: Collection[WeightKey],
     ) -> None:
-        """Begin with a copy of a model; it lacks the data of what is ``left`` in the original."""
+        """Begin with a copy of a model; it lacks the data of what is ``left`` in the original.
+
+        What has to stay ``whole`` stays dense.
+        """
         self.forms: dict[WeightKey, str] = {}
         self.reasons: dict[WeightKey, str] = {}
         self.packed = False
         self._form = form
         self._storage = storage
         self._left = left
+        self._dense = set(whole)  # and what packing does not make smaller
         packs = form == "packed" or any(self._packs(key) for key in storage)
-        self.prefix = _free_prefix(model) if packs else ""
-        self._dense: set[WeightKey] = set()  # which packing does not make smaller
+        self.prefix = free_prefix(model) if packs else ""
         self._opset = _opset(model)
         self._listed = model.ir_version < FREE_INITIALIZERS  # every initializer, as an input
         self._frozen = freeze or self._listed
@@ -230,6 +242,8 @@ class _Patcher:
     def _packs(self, key: WeightKey) -> bool:
         """Say whether a constant is to be packed, where that is possible and pays."""
         narrow = not isinstance(self._storage.get(key, Plain()), Plain)
+        if key in self._dense:
+            return False
         return self._form == "packed" or (self._form == "auto" and narrow)
 
     def _pack(self, graph: GraphProto, wanted: Mapping[str, tuple[WeightKey, np.ndarray]]) -> None:
@@ -291,9 +305,9 @@ class _Patcher:
                 if graph.initializer[index].name in packing.forms:
                     del graph.initializer[index]
             graph.initializer.extend(packing.tensors)
-            _replace(graph.node, [*packing.nodes, *nodes])
+            replace_all(graph.node, [*packing.nodes, *nodes])
             asked = [one for one in graph.input if one.name not in packing.forms]
-            _replace(graph.input, [*asked, *listed])
+            replace_all(graph.input, [*asked, *listed])
 
     def _in_function(self, node: NodeProto, key: WeightKey, array: np.ndarray) -> None:
         """Patch a Constant node of a function; most tools read no sparse ones there."""
@@ -375,34 +389,6 @@ def _pays(
 
 def _as_input(tensor: TensorProto) -> ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-
-
-def _free_prefix(model: ModelProto) -> str:
-    """Give a prefix no name in a model begins with."""
-    names: set[str] = set()
-    for _, holder in holders(model):
-        for node in holder.node:
-            names.update((*node.input, *node.output, node.name))
-        if isinstance(holder, FunctionProto):
-            continue
-        for named in (holder.input, holder.output, holder.initializer, holder.value_info):
-            names.update(one.name for one in named)
-        names.update(one.values.name for one in holder.sparse_initializer)
-    prefix = "~"
-    while any(name.startswith(prefix) for name in names):
-        prefix += "~"
-    return prefix
-
-
-def _replace(field: Any, content: Sequence[Any]) -> None:
-    """Give a repeated field of a message other content, some of which may be its own."""
-    copies = []
-    for one in content:
-        copy = type(one)()
-        copy.CopyFrom(one)
-        copies.append(copy)
-    del field[:]
-    field.extend(copies)
 
 
 def write(model: ModelProto, path: Path, most_bytes: int = MOST_PROTOBUF_BYTES) -> int:

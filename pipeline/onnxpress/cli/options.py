@@ -75,11 +75,12 @@ promise_options = _together(
 
 form_option = click.option(
     "--form",
-    type=click.Choice(["auto", "dense", "sparse", "packed"]),
+    type=click.Choice(["auto", "dense", "sparse", "packed", "gathered"]),
     default="auto",
     show_default=True,
     help="How weights are written: auto takes the smaller of dense and sparse, and packs values of "
-    "fewer bits (--values); packed decodes itself when a runtime loads it.",
+    "fewer bits (--values); packed decodes itself when a runtime loads it; gathered runs faster "
+    "where rows share their columns (--pattern rows:64).",
 )
 
 freeze_option = click.option(
