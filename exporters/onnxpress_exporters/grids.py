@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxpress_exporters.values import MOST_CODE, MOST_HALF, Palette, Scaled
+from onnxpress_exporters.values import MOST_HALF, Palette, Scaled
 
-CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """The share of the largest magnitude that the largest code may stand for."""
 
 FLOOR = 3e-2
@@ -28,7 +28,7 @@ SMALLEST_HALF = 2.0**-14
 """The smallest half of full precision."""
 
 
-def scaled_for(values: np.ndarray, importance: np.ndarray) -> Scaled:
+def scaled_for(values: np.ndarray, importance: np.ndarray, bits: int = 8) -> Scaled:
     """Choose one scale, or one for each place along the first or the last axis.
 
     More scales pay where they save more bytes than they take. To halve the error of every entry
@@ -38,6 +38,7 @@ def scaled_for(values: np.ndarray, importance: np.ndarray) -> Scaled:
     Args:
         values: floating-point ``[...]``, finite; zeros are left out of everything.
         importance: ``[...]``, not negative.
+        bits: of a code.
 
     Returns:
         Scales that minimise the error over ``CLIPS`` of the largest magnitude and a regression onto
@@ -49,10 +50,10 @@ def scaled_for(values: np.ndarray, importance: np.ndarray) -> Scaled:
     places = np.flatnonzero(values)
     sizes = np.abs(values.reshape(-1)[places]).astype(np.float32)
     weights = _weights(importance.reshape(-1)[places])
-    best, cost = Scaled(np.ones((), np.float16)), np.inf
+    best, cost = Scaled(np.ones((), np.float16), bits), np.inf
     for shape, channels in _ways(values.shape, places):
-        scales, error = _fitted(sizes, weights, channels, int(np.prod(shape)))
-        found = Scaled(scales.reshape(shape))
+        scales, error = _fitted(sizes, weights, channels, int(np.prod(shape)), best.most)
+        found = Scaled(scales.reshape(shape), bits)
         worth = scales.nbytes + len(sizes) / 16 * np.log2(max(error, np.finfo(float).tiny))
         if worth < cost:
             best, cost = found, worth
@@ -75,7 +76,7 @@ def _weights(importance: np.ndarray) -> np.ndarray:
 
 
 def _fitted(
-    sizes: np.ndarray, weights: np.ndarray, channels: np.ndarray, count: int
+    sizes: np.ndarray, weights: np.ndarray, channels: np.ndarray, count: int, most: int
 ) -> tuple[np.ndarray, float]:
     """Fit the scales of some channels, and give the weighted squared error they leave."""
     largest = np.zeros(count, np.float32)
@@ -83,13 +84,13 @@ def _fitted(
     best = np.ones(count, np.float32)
     errors = np.full(count, np.inf)
     for clip in CLIPS:
-        tried = _storable(clip * largest / MOST_CODE)
-        best, errors = _better(best, errors, tried, sizes, weights, channels)
-    codes = _codes(sizes, best[channels])
+        tried = _storable(clip * largest / most)
+        best, errors = _better(best, errors, tried, sizes, weights, channels, most)
+    codes = _codes(sizes, best[channels], most)
     crossed = np.bincount(channels, weights * codes * sizes, count)
     squared = np.bincount(channels, weights * codes * codes, count)
     fresh = np.divide(crossed, squared, out=best.astype(np.float64), where=squared > 0)
-    best, errors = _better(best, errors, _storable(fresh), sizes, weights, channels)
+    best, errors = _better(best, errors, _storable(fresh), sizes, weights, channels, most)
     half = np.minimum(best, MOST_HALF).astype(np.float16)
     return (half if np.array_equal(half, best) else best), float(errors.sum())
 
@@ -101,17 +102,18 @@ def _better(
     sizes: np.ndarray,
     weights: np.ndarray,
     channels: np.ndarray,
+    most: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take the scales that leave less, channel by channel."""
     scales = tried[channels]
-    off = sizes - _codes(sizes, scales) * scales
+    off = sizes - _codes(sizes, scales, most) * scales
     found = np.bincount(channels, weights * off * off, len(tried))
     less = found < errors
     return np.where(less, tried, best), np.where(less, found, errors)
 
 
-def _codes(sizes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    codes: np.ndarray = np.minimum(np.rint(sizes / scales), MOST_CODE)
+def _codes(sizes: np.ndarray, scales: np.ndarray, most: int) -> np.ndarray:
+    codes: np.ndarray = np.minimum(np.rint(sizes / scales), most)
     return codes
 
 

@@ -294,9 +294,9 @@ def _together(
         return None
     kind = group[0].options(ways)[0][1].kind
     items = tuple(choice.item for choice in group)
-    if kind == "int8":
-        own = [next(codes for codes in c.codes if codes.kind == kind).flat for c in group]
-        codes = Codes(kind, np.concatenate(own), np.dtype(np.float32))
+    own = [next(codes for codes in c.codes if codes.kind == kind) for c in group]
+    if own[0].is_scaled:
+        codes = replace(own[0], flat=np.concatenate([one.flat for one in own]))
     else:
         flat = np.concatenate([item.array.reshape(-1) for item in items])
         alike = [codes for codes in all_codes(flat, Plain()) if codes.kind == kind]
@@ -336,7 +336,7 @@ def _write_one(parts: Parts, item: Item, codes: Codes, way: str) -> None:
             "Reshape", [name, parts.constant("shape", np.array(shape, np.int64))], "shaped"
         )
     name = codes.finish(parts, name, placed.data_type)
-    if codes.kind == "int8":
+    if codes.is_scaled:
         _scale(parts, name, item.storage, "")
     parts.call_last(item.name)
 
@@ -353,7 +353,7 @@ def _write_many(parts: Parts, items: Sequence[Item], codes: Codes, way: str) -> 
         if shape not in shapes:
             shapes[shape] = parts.constant(f"shape{len(shapes)}", np.array(shape, np.int64))
         name = parts.node("Reshape", [piece, shapes[shape]], f"r{place}")
-        if codes.kind == "int8":
+        if codes.is_scaled:
             _scale(parts, name, item.storage, str(place))
         parts.call_last(item.name)
 

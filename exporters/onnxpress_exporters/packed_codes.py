@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnxpress_exporters.values import Half, Scaled, Storage, decoded, encoded
+from onnxpress_exporters.values import WIDTHS, Half, Scaled, Storage, decoded, encoded
 
 if TYPE_CHECKING:
     from onnxpress_exporters.packed_parts import Parts
@@ -25,7 +25,8 @@ class Codes:
     """A code for each entry, 0 where the entry is +0.0.
 
     Attributes:
-        kind: ``"plain"``, ``"fp16"``, ``"int8"`` or ``"palette"``.
+        kind: ``"plain"``, ``"fp16"``, ``"palette"``, or ``"int8"`` to ``"int2"``, which a scale
+            is still to multiply.
         flat: ``[entries]``, in the order of the constant; float, int8, or uint8 places in the
             codebook.
         dtype: of the constant.
@@ -42,12 +43,17 @@ class Codes:
         """Bits a code takes in the file."""
         if self.codebook is None:
             return 8 * self.flat.dtype.itemsize
-        return next(bits for bits in (1, 2, 4, 8) if len(self.codebook) <= 1 << bits)
+        return next(bits for bits in WIDTHS if len(self.codebook) <= 1 << bits)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether scales turn what is decoded into the constant."""
+        return self.kind.startswith("int")
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes that do not depend on how many codes there are."""
-        return 0 if self.codebook is None else self.codebook.nbytes
+        """Bytes that do not depend on how many codes there are, but for a table all can share."""
+        return 0 if self.codebook is None or self.is_scaled else self.codebook.nbytes
 
     def finish(self, parts: Parts, name: str, data_type: int) -> str:
         """Add what makes values of codes, but for a scale; give its name.
@@ -84,8 +90,20 @@ def all_codes(array: np.ndarray, storage: Storage) -> list[Codes]:
             codes = encoded(array, storage)
             if _same_bits(decoded(codes, storage), array):
                 found.append(Codes("int8", codes.reshape(-1), flat.dtype))
-    palette = _palette(flat)
+                found += _narrow(codes.reshape(-1), storage.bits)
+    # A codebook of its own would save a constant next to nothing and keep it from sharing one.
+    palette = None if found[-1].codebook is not None else _palette(flat)
     return found if palette is None else [*found, palette]
+
+
+def _narrow(codes: np.ndarray, bits: int) -> list[Codes]:
+    """Give whole numbers as places in a table of all that so many bits can tell apart."""
+    if bits >= 8:
+        return []
+    most = (1 << (bits - 1)) - 1
+    book = np.concatenate([np.arange(most + 1), np.arange(-1, -most - 1, -1)]).astype(np.float32)
+    places = np.where(codes < 0, most - codes, codes).astype(np.uint8)
+    return [Codes(f"int{bits}", places, book.dtype, book)]
 
 
 def _palette(flat: np.ndarray) -> Codes | None:

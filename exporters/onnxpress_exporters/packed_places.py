@@ -293,9 +293,24 @@ def _stream(parts: Parts, codes: Codes, kept: np.ndarray) -> Placed:
     bits = codes.bits
     if bits >= 8:
         return Placed(parts.constant("codes", kept), _data_type(kept), kept.size)
+    if bits in (3, 5, 6):
+        return _stream_of_two(parts, kept, bits)
     name = _unpacked(parts, kept, bits, "")
     length = kept.size + -kept.size % (8 // bits)
     return Placed(name, TensorProto.INT32, length, flat=False)
+
+
+def _stream_of_two(parts: Parts, kept: np.ndarray, bits: int) -> Placed:
+    """Write the upper two or four bits of codes in one stream and the lower ones in another."""
+    lower = bits - (4 if bits > 4 else 2)
+    full = np.pad(kept, (0, -kept.size % 8))
+    names = [
+        parts.node("Reshape", [_unpacked(parts, *each), parts.common("flat")], f"{each[2]}line")
+        for each in ((full >> lower, bits - lower, "upper"), (full & (1 << lower) - 1, lower, ""))
+    ]
+    raised = parts.node("Mul", [names[0], parts.common(f"field{lower}")], "raised")
+    name = parts.node("Add", [raised, names[1]], "joined")
+    return Placed(name, TensorProto.INT32, full.size)
 
 
 def _unpacked(parts: Parts, fields: np.ndarray, bits: int, name: str) -> str:

@@ -16,6 +16,9 @@ import numpy as np
 MOST_CODE = 127
 """The largest code of a scaled value; -128 is not used, so that signs are alike."""
 
+WIDTHS = (1, 2, 3, 4, 5, 6, 8)
+"""Bits a code may take in a file: what one or two fields of a byte make."""
+
 MOST_HALF = 65504.0
 """The largest finite half: what lies beyond is stored as this."""
 
@@ -40,18 +43,25 @@ class Half:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """As int8 codes times a scale; a decoder casts both to float32 and multiplies.
+    """As whole numbers times a scale; a decoder makes both float32 and multiplies.
 
     Attributes:
         scales: float16 or float32, positive; of shape ``[]`` for one scale, or with as many axes as
             the constant, all of size 1 but the first or the last.
+        bits: of a code, sign included: 8, or fewer for a file that packs them.
     """
 
     scales: np.ndarray
+    bits: int = 8
 
     def __str__(self) -> str:
         """Name it as ``--values`` does."""
-        return "int8"
+        return f"int{self.bits}"
+
+    @property
+    def most(self) -> int:
+        """The largest code; its negative is the smallest."""
+        return (1 << (self.bits - 1)) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +81,8 @@ class Palette:
 
     @property
     def bits(self) -> int:
-        """Bits that tell the entries apart: 1, 2, 4 or 8."""
-        return next(bits for bits in (1, 2, 4, 8) if len(self.codebook) <= 1 << bits)
+        """Bits that tell the entries apart, one of ``WIDTHS``."""
+        return next(bits for bits in WIDTHS if len(self.codebook) <= 1 << bits)
 
     @property
     def borders(self) -> np.ndarray:
@@ -115,7 +125,7 @@ def encoded(values: np.ndarray, storage: Storage) -> np.ndarray:
         return half + np.float16(0)
     if isinstance(storage, Scaled):
         scaled = np.rint(single / storage.scales.astype(np.float32))
-        return np.clip(scaled, -MOST_CODE, MOST_CODE).astype(np.int8)
+        return np.clip(scaled, -storage.most, storage.most).astype(np.int8)
     return np.searchsorted(storage.borders, single).astype(np.uint8)
 
 
@@ -167,9 +177,9 @@ def code_bytes(count: int, itemsize: int, storage: Storage) -> int:
     """
     if isinstance(storage, Plain):
         return count * itemsize
-    if isinstance(storage, Palette):
-        return (count * storage.bits + 7) // 8
-    return count * (2 if isinstance(storage, Half) else 1)
+    if isinstance(storage, Half):
+        return 2 * count
+    return (count * storage.bits + 7) // 8
 
 
 def table_bytes(storage: Storage) -> int:

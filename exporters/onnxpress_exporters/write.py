@@ -34,7 +34,6 @@ from onnxpress_adapters.packed_tensors import MARK, prefix_of
 from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.walk import (
-    STANDARD_DOMAINS,
     constant_value,
     functions,
     graphs,
@@ -45,7 +44,8 @@ from onnxpress_exporters.content import copy_notes, fitted, same_bits, with_data
 from onnxpress_exporters.external_data import Layout
 from onnxpress_exporters.files import write_files
 from onnxpress_exporters.gathered_nodes import gather_weights, heights_of
-from onnxpress_exporters.packed import Item, Packing, pack, why_not_packed
+from onnxpress_exporters.packable import opset_of, unpackable
+from onnxpress_exporters.packed import Item, Packing, pack
 from onnxpress_exporters.protos import free_prefix, replace_all
 from onnxpress_exporters.sparse import (
     can_be_smaller,
@@ -68,9 +68,6 @@ if TYPE_CHECKING:
 Form = Literal["auto", "dense", "sparse", "packed", "gathered"]
 
 SPARSE_CONSTANT = 11  # the first opset whose Constant node knows sparse_value
-
-SETTABLE = "it is an input as well, so that a caller may set it; --freeze packs it all the same"
-"""Why a constant is not packed that a caller may give another value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +159,6 @@ def _replaced(
     }
 
 
-def _opset(model: ModelProto) -> int:
-    versions = [o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS]
-    return versions[0] if versions else 1
-
-
 class _Patcher:
     """Patches graph after graph and remembers what it did with each constant."""
 
@@ -193,9 +185,9 @@ class _Patcher:
         self._dense = set(whole)  # and what packing does not make smaller
         packs = form == "packed" or any(self._packs(key) for key in storage)
         self.prefix = free_prefix(model) if packs else ""
-        self._opset = _opset(model)
+        self._opset = opset_of(model)
         self._listed = model.ir_version < FREE_INITIALIZERS  # every initializer, as an input
-        self._frozen = freeze or self._listed
+        self._unpackable = unpackable(model, freeze=freeze) if packs else {}
 
     def graph(
         self,
@@ -248,8 +240,6 @@ class _Patcher:
 
     def _pack(self, graph: GraphProto, wanted: Mapping[str, tuple[WeightKey, np.ndarray]]) -> None:
         """Pack what can be packed and is smaller so; the rest stays, with a reason."""
-        outputs = {value.name for value in graph.output}
-        inputs = {value.name for value in graph.input}
         found: list[tuple[TensorProto, NodeProto | None]] = [(t, None) for t in graph.initializer]
         for node in graph.node:
             tensor = constant_value(node) if is_constant(node) and node.output else None
@@ -262,12 +252,7 @@ class _Patcher:
                 continue
             key, array = wanted[name]
             array = fitted(key, tensor, array)
-            reason = why_not_packed(self._opset, tensor.data_type, array.size)
-            if name in outputs:
-                reason = "it is an output of its graph"
-            elif name in inputs and (key.path or not self._frozen):
-                reason = reason or SETTABLE
-            if reason:
+            if reason := self._unpackable.get(key, ""):
                 self.reasons[key] = reason
                 continue
             items.append(

@@ -73,7 +73,8 @@ def rounding(storage: Storage, device: torch.device) -> Rounding:
     if isinstance(storage, Half):
         return _halved
     if isinstance(storage, Scaled):
-        return scaled(torch.tensor(storage.scales, dtype=torch.float32, device=device))
+        scales = torch.tensor(storage.scales, dtype=torch.float32, device=device)
+        return scaled(scales, storage.most)
     return _gathered(storage, device)
 
 
@@ -82,11 +83,16 @@ def _halved(values: Tensor) -> Tensor:
     return values.detach().float().clamp(-MOST_HALF, MOST_HALF).half().to(values.dtype) + 0.0
 
 
-def scaled(scales: Tensor) -> Rounding:
-    """Round to whole multiples of scales: float32, of a shape that fits the values."""
+def scaled(scales: Tensor, most: int = MOST_CODE) -> Rounding:
+    """Round to whole multiples of scales: float32, of a shape that fits the values.
+
+    Args:
+        scales: positive.
+        most: times a scale is the largest magnitude.
+    """
 
     def nearest(values: Tensor) -> Tensor:
-        codes = (values.detach().float() / scales).round_().clamp_(-MOST_CODE, MOST_CODE)
+        codes = (values.detach().float() / scales).round_().clamp_(-most, most)
         return codes.add_(0.0).mul_(scales).to(values.dtype)
 
     return nearest

@@ -333,6 +333,9 @@ def _table(storage: Scaled | Palette) -> np.ndarray:
     return storage.scales if isinstance(storage, Scaled) else storage.codebook
 
 
+SCALED = ("int8", "int6", "int5", "int4")
+
+
 def _storage(change: Change, table: np.ndarray | None) -> Storage:
     """Put a name and its scales or codebook together.
 
@@ -341,9 +344,9 @@ def _storage(change: Change, table: np.ndarray | None) -> Storage:
     """
     if table is None:
         return Half()
-    if change.storage == "int8" and table.dtype in (np.float16, np.float32):
+    if change.storage in SCALED and table.dtype in (np.float16, np.float32):
         np.broadcast_to(table, change.shape)
-        return Scaled(table)
+        return Scaled(table, int(change.storage.removeprefix("int")))
     if change.storage == "palette" and table.dtype == np.float32 and 1 <= table.size <= 256:
         return Palette(table.reshape(-1))
     raise ValueError(f"'{change.key}' is stored as {change.storage}, which does not fit its table")

@@ -191,7 +191,9 @@ def _entropy_bits(array: np.ndarray, storage: Storage) -> float:
     if not count:
         return 0.0
     values = min(
-        _value_bits(codes.flat[kept]) if codes.kind in ("int8", "palette") else float(codes.bits)
+        _value_bits(codes.flat[kept])
+        if codes.is_scaled or codes.kind == "palette"
+        else float(codes.bits)
         for codes in all_codes(array, storage)
     )
     return kept.size * _entropy(np.array([count, kept.size - count])) + count * values

@@ -16,8 +16,9 @@ from onnxpress_adapters.read import read_model
 from onnxpress_adapters.weights import WeightKey
 from onnxpress_exporters.compare import Runner
 from onnxpress_exporters.densify import densify
+from onnxpress_exporters.packable import SETTABLE
 from onnxpress_exporters.values import Half, Palette, Scaled, Storage, rounded
-from onnxpress_exporters.write import SETTABLE, Patched, patch, write
+from onnxpress_exporters.write import Patched, patch, write
 from small_models import branching, model, perceptron, thinned, value
 
 KEY = WeightKey((), "w")
@@ -159,6 +160,35 @@ def test_rounded_values_become_codes(
     if not (called == "int8" and "palette" in patched.forms[KEY]):  # few values, many zeros
         assert called in patched.forms[KEY]
     assert_decodes(patched, (array,), tmp_path)
+
+
+@pytest.mark.parametrize("opset", [8, 9, 11, 17])
+@pytest.mark.parametrize("density", [0.4, 1.0])
+@pytest.mark.parametrize("bits", [6, 5, 4, 3, 2])
+def test_codes_of_fewer_bits(bits: int, density: float, opset: int, tmp_path: Path) -> None:
+    few = 2 ** (bits - 1) - 1
+    scaled = Scaled(scale(90, 1).scales * np.float32(100 / few), bits)
+    book = Palette(np.linspace(-2, 2, 2 * few, dtype=np.float32))
+    sizes = []
+    for storage, called in ((scaled, f"int{bits}"), (book, f"palette of {bits} bits")):
+        array = rounded(thinned(90, 201, density=density), storage)
+        patched = packed(array, storage=storage, opset=opset)
+        assert called in patched.forms[KEY]
+        assert_decodes(patched, (array,), tmp_path)
+        sizes.append(patched.model.ByteSize())
+    wide = packed(rounded(array, scale(90, 1)), storage=scale(90, 1), opset=opset)
+    assert max(sizes) < wide.model.ByteSize() - 90 * 201 * density * (8 - bits) / 8 + 1300
+
+
+def test_small_constants_of_fewer_bits_share_a_decoder(tmp_path: Path) -> None:
+    keys = [KEY, WeightKey((), "w1"), WeightKey((), "w2")]
+    storage = {k: Scaled(np.array(0.07 * (n + 2), np.float32), 5) for n, k in enumerate(keys)}
+    many = [
+        rounded(thinned(60, 40, density=0.4, seed=seed), storage[k]) for seed, k in enumerate(keys)
+    ]
+    patched = patch(holding(*many), dict(zip(keys, many, strict=True)), "packed", storage)
+    assert set(patched.forms.values()) == {"packed: bitmask, int5, shared"}
+    assert_decodes(patched, tuple(many), tmp_path)
 
 
 def test_a_scale_that_does_not_give_the_values_back_is_not_used(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_bytes_are_counted() -> None:
     }
     assert (code_bytes(7, 8, Plain()), table_bytes(Plain())) == (56, 0)
     assert [Palette(np.zeros(n, np.float32)).bits for n in (1, 2, 3, 4, 5, 16, 17)] == [
-        *(1, 1, 2, 2, 4, 4, 8)
+        *(1, 1, 2, 2, 3, 4, 5)
     ]
 
 

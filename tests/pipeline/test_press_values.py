@@ -44,7 +44,7 @@ def weights(path: Path) -> dict[WeightKey, np.ndarray]:
     return {WeightKey((), t.name): numpy_helper.to_array(t) for t in graph.initializer}
 
 
-@pytest.mark.parametrize("values", ["fp16", "int8", "palette"])
+@pytest.mark.parametrize("values", ["fp16", "int8", "int5", "palette"])
 def test_the_file_holds_rounded_values(job: Job, tmp_path: Path, values: Values) -> None:
     trace, out = tmp_path / "t.trace", tmp_path / "p.onnx"
     report = compress(replace(job, values=values, trace=trace))
@@ -64,15 +64,15 @@ def test_the_file_holds_rounded_values(job: Job, tmp_path: Path, values: Values)
 
 
 def test_it_is_what_the_flag_says(job: Job) -> None:
-    words = ["compress", str(job.model), "--values", "int4", "--domain", DOMAIN[0]]
+    words = ["compress", str(job.model), "--values", "int7", "--domain", DOMAIN[0]]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
-    assert "'int4' is not one of 'fp32', 'fp16', 'int8', 'palette'" in result.stderr
-    assert get_args(Values) == ("fp32", "fp16", "int8", "palette")
+    assert "'int7' is not one of 'fp32', 'fp16', 'int8', 'int6', 'int5', 'int4'," in result.stderr
+    assert get_args(Values) == ("fp32", "fp16", "int8", "int6", "int5", "int4", "palette")
 
 
 def test_what_cannot_work_is_refused(job: Job) -> None:
-    with pytest.raises(MisuseError, match="values are not stored as 'int4'; there are fp32, fp16"):
-        compress(replace(job, values="int4"))  # type: ignore[arg-type]  # a mistake
+    with pytest.raises(MisuseError, match="values are not stored as 'int7'; there are fp32, fp16"):
+        compress(replace(job, values="int7"))  # type: ignore[arg-type]  # a mistake
     with pytest.raises(MisuseError, match="write it into the steps, such as `store: "):
         compress(replace(job, values="int8", recipe=Magnitude(sparsity=0.5)))

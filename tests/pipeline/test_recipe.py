@@ -112,9 +112,9 @@ def test_a_step_recipes_do_not_know_cannot_be_written() -> None:
             "steps[0].magnitude.scope: input should be 'layer' or 'global', not 'row'",
         ),
         (
-            "steps: [store: {values: int4}]",
-            "steps[0].store.values: input should be 'fp32', 'fp16', 'int8' or 'palette', not "
-            "'int4'",
+            "steps: [store: {values: int7}]",
+            "steps[0].store.values: input should be 'fp32', 'fp16', 'int8', 'int6', "
+            "'int5', 'int4' or 'palette', not 'int7'",
         ),
         (
             "steps: [store: {entries: 32}]",

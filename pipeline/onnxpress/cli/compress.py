@@ -63,7 +63,7 @@ For example:
 )
 @click.option(
     "--values",
-    type=click.Choice(["fp32", "fp16", "int8", "palette"]),
+    type=click.Choice(["fp32", "fp16", "int8", "int6", "int5", "int4", "palette"]),
     default="fp32",
     show_default=True,
     help="How the values of weights are stored; the rounding counts as distance.",

@@ -31,7 +31,7 @@ DRAWS = 8
 FEEDBACK_UNITS = 6.0
 """Work that may go into feedback; the widest layers beyond it are rounded entry by entry."""
 
-Values = Literal["fp32", "fp16", "int8", "palette"]
+Values = Literal["fp32", "fp16", "int8", "int6", "int5", "int4", "palette"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Store:
     Supports do not change; what is rounded to zero is a zero all the same.
 
     Attributes:
-        values: ``int8`` with a scale per weight, or per channel where that pays; ``fp16``;
-            ``palette``, a codebook for each weight; ``fp32``, which undoes an earlier choice but
-            not its rounding.
+        values: ``int8`` with a scale per weight, or per channel where that pays; the same in fewer
+            bits, ``int6`` to ``int4``; ``fp16``; ``palette``, a codebook for each weight; ``fp32``,
+            which undoes an earlier choice but not its rounding.
         entries: of each codebook, at most; more only where a weight has few values anyway.
         feedback: whether errors are made to cancel.
 
@@ -118,9 +118,10 @@ class Store:
         if importance is None:
             return Half()
         values, worth = form.values.cpu().numpy(), importance.cpu().numpy()
-        if self.values == "int8":
-            return scaled_for(values, worth)
-        return palette_for(values, worth, self.entries)
+        if self.values != "palette":
+            return scaled_for(values, worth, int(self.values.removeprefix("int")))
+        # In the file a zero is a place of its own.
+        return palette_for(values, worth, self.entries - 1)
 
 
 def _kept(form: Dense) -> int:
@@ -164,15 +165,15 @@ def _fed_back(layer: Layer, hessian: Tensor, form: Dense, storage: Storage) -> T
     if isinstance(storage, Scaled) and storage.scales.size > 1:
         each = torch.tensor(storage.scales, dtype=torch.float32, device=device)
         laid = layer.matrix(each.expand(form.values.shape))
-        nearest = partial(_by_place, laid)
+        nearest = partial(_by_place, laid, storage.most)
     else:
         nearest = partial(_anywhere, rounding(storage, device))
     matrix, support = layer.matrix(form.values), layer.matrix(form.support)
     return layer.weight(feedback.fed_back(matrix, hessian, support, nearest)).contiguous()
 
 
-def _by_place(scales: Tensor, values: Tensor, columns: slice) -> Tensor:
-    return scaled(scales[:, :, columns])(values)
+def _by_place(scales: Tensor, most: int, values: Tensor, columns: slice) -> Tensor:
+    return scaled(scales[:, :, columns], most)(values)
 
 
 def _anywhere(nearest: Rounding, values: Tensor, columns: slice) -> Tensor:
