@@ -21,6 +21,11 @@ from onnxpress_adapters.tensors import TYPED_FIELDS, data_bytes, every_tensor
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+LOCATION = "location"
+"""The key under which a tensor names its file."""
+
+PIECE_BYTES = 1 << 20
+
 
 def data_files(path: Path) -> frozenset[str]:
     """Give the files a model names for its data, as it names them; none of them is opened.
@@ -32,6 +37,8 @@ def data_files(path: Path) -> frozenset[str]:
         BrokenModelError: it cannot be read.
     """
     try:
+        if not _has(path, LOCATION.encode()):  # then nothing need be parsed, however large it is
+            return frozenset()
         model = onnx.load_model(str(path), load_external_data=False)
     except (OSError, DecodeError) as error:
         raise BrokenModelError(f"cannot read {path}: it is not an ONNX model") from error
@@ -40,8 +47,19 @@ def data_files(path: Path) -> frozenset[str]:
         for _, tensor in every_tensor(model)
         if tensor.data_location == TensorProto.EXTERNAL
         for entry in tensor.external_data
-        if entry.key == "location"
+        if entry.key == LOCATION
     )
+
+
+def _has(path: Path, word: bytes) -> bool:
+    """Say whether the bytes of a file hold a word."""
+    tail = b""
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            if word in tail + piece:
+                return True
+            tail = piece[1 - len(word) :]
+    return False
 
 
 def inline(where: str, tensor: TensorProto, folder: Path) -> None:
@@ -60,7 +78,7 @@ def inline(where: str, tensor: TensorProto, folder: Path) -> None:
     if tensor.data_type == TensorProto.STRING:
         raise BrokenModelError(f"{where} keeps text outside the model, which ONNX forbids")
     entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
-    location = entries.get("location", "")
+    location = entries.get(LOCATION, "")
     expected = data_bytes(where, tensor.data_type, tensor.dims)
     offset = _number(where, "offset", entries.get("offset", "0"))
     length = _number(where, "length", entries.get("length", str(expected)))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from onnx import FunctionProto, ModelProto, TensorProto, numpy_helper
 
-from onnxpress_adapters.errors import ExportError
+from onnxpress_adapters.errors import ExportError, MisuseError
 from onnxpress_adapters.external import data_files
 from onnxpress_adapters.light import (
     MOST_PROTOBUF_BYTES,
@@ -58,6 +58,23 @@ def room(original: Path) -> int:
         All that protobuf allows; less where the original keeps data outside.
     """
     return KEPT_OUTSIDE_BYTES if data_files(original) else MOST_PROTOBUF_BYTES
+
+
+def check_apart(original: Path, target: Path) -> None:
+    """Refuse to write a model over the data of the one it is made from.
+
+    Args:
+        original: a file that ``read_model`` took.
+        target: the file to write.
+
+    Raises:
+        MisuseError: the original keeps data in that very file.
+    """
+    if target.exists() and any(
+        (held := original.parent / name).exists() and held.samefile(target)
+        for name in data_files(original)
+    ):
+        raise MisuseError(f"{target} holds the data of {original}; give it another name")
 
 
 @dataclass(frozen=True, eq=False)

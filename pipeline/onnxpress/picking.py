@@ -25,7 +25,7 @@ from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.prunable import prunable
 from onnxpress_adapters.read import read_model
 from onnxpress_adapters.specs import InputSpec, OutputSpec, check_plain, specs
-from onnxpress_exporters.external_data import room
+from onnxpress_exporters.external_data import check_apart, room
 from onnxpress_exporters.write import Form, Patched, patch, write
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
     _check(job, path, target)
     progress("reading", 0.0, str(path))
     model = _original(trace, path)
+    check_apart(path, target)
     inputs, outputs = specs(model)
     check_plain(inputs, outputs)
     tolerance, notes = _tolerance(job, trace, outputs)

@@ -49,7 +49,7 @@ from onnxpress_adapters.read import read_model
 from onnxpress_adapters.specs import InputSpec, check_plain, specs
 from onnxpress_adapters.weights import Dense, WeightKey
 from onnxpress_exporters.compare import check_runs
-from onnxpress_exporters.external_data import room
+from onnxpress_exporters.external_data import check_apart, room
 from onnxpress_exporters.write import Patched, patch, write
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     check_job(job)
     progress("reading", 0.0, str(job.model))
     model = read_model(job.model)
+    check_apart(job.model, job.target)
     inputs, outputs = specs(model)
     check_plain(inputs, outputs)
     tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)

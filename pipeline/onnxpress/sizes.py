@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxpress_adapters.external import data_files
-from onnxpress_exporters.external_data import DIGITS, Layout, data_name
+from onnxpress_exporters.external_data import Layout, data_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,15 +45,17 @@ class FileSize:
 
         Args:
             model: all data inline.
-            target: where it would be; the name of a data file is as long as its own asks for.
+            target: where it would be; a data file is called after it.
             most_bytes: above which there is a data file.
 
         Raises:
             ExportError: it is too large to be written.
         """
         layout = Layout.of(model, most_bytes)
-        first = layout.first(data_name(target.resolve().name, "0" * DIGITS))
-        return cls._sum([[first], layout.data()] if layout.outside else [[first]])
+        if not layout.outside:
+            return cls._sum([[layout.first("")]])
+        name = data_name(target.resolve().name, layout.digest())
+        return cls._sum([[layout.first(name)], layout.data()])
 
     @classmethod
     def _sum(cls, files: Iterable[Iterable[bytes]]) -> FileSize:

@@ -21,8 +21,10 @@ def densify_command(model: Path, out: Path) -> None:
     """
     check_target(out, model)
     from onnxpress_adapters.read import read_model
-    from onnxpress_exporters.external_data import room
+    from onnxpress_exporters.external_data import check_apart, room
     from onnxpress_exporters.write import write
 
-    size_bytes = write(read_model(model), out, room(model))  # which is dense, as it is read
+    plain = read_model(model)  # which makes all of it dense
+    check_apart(model, out)
+    size_bytes = write(plain, out, room(model))
     click.echo(f"{out}: {size_bytes:,} bytes")
