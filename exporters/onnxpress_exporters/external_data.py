@@ -45,6 +45,9 @@ KEPT_OUTSIDE_BYTES = 1 << 28
 DIGITS = 16
 """Hexadecimal digits of the SHA-256 digest in the name of a data file."""
 
+NAME_BYTES = 300
+"""More than the longest name of a data file takes, with the lengths of all around it."""
+
 PIECE_BYTES = 1 << 24
 
 
@@ -92,29 +95,36 @@ class Layout:
     starts: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, model: ModelProto, most_bytes: int = MOST_PROTOBUF_BYTES) -> Layout:
+    def of(
+        cls,
+        model: ModelProto,
+        most_bytes: int = MOST_PROTOBUF_BYTES,
+        limit_bytes: int = MOST_PROTOBUF_BYTES,
+    ) -> Layout:
         """Lay out a model.
 
         Args:
             model: all data inline; untouched.
             most_bytes: how large the one file may be; above, large tensors leave it. The indices of
                 sparse ones stay, because the ONNX checker does not read them elsewhere, unless the
-                model would be more than protobuf allows with them.
+                model would be more than the limit with them.
+            limit_bytes: what one file can hold at all.
 
         Raises:
-            ExportError: what has to stay in the model is more than protobuf allows.
+            ExportError: what has to stay in the model is more than the limit.
         """
-        if message_bytes(model) <= most_bytes:
+        if message_bytes(model) <= min(most_bytes, limit_bytes):
             return cls(model)
         for indices_too in (False, True):
             outside = tuple(_movable(model, indices_too=indices_too))
             found = cls._with(model, outside)
-            # The name of the data file is in there once for each tensor, at most 255 bytes.
-            size = message_bytes(found.model) + 512 * len(outside)
-            if size <= MOST_PROTOBUF_BYTES:
+            # The name of the data file is not in there yet; file systems allow it 255 bytes.
+            size = message_bytes(found.model) + NAME_BYTES * len(outside)
+            if size <= limit_bytes:
                 return found
         raise ExportError(
-            f"what cannot leave the model takes {size} bytes and one ONNX file can hold 2 GiB"
+            f"what cannot leave the model takes {size} bytes, and one ONNX file can hold "
+            f"{limit_bytes}"
         )
 
     @classmethod

@@ -18,6 +18,7 @@ from onnx import (
 )
 
 from onnxpress_adapters.errors import AdapterError, BrokenModelError
+from onnxpress_adapters.external import data_files
 from onnxpress_adapters.read import Limits, read_model
 
 FLOAT = TensorProto.FLOAT
@@ -215,6 +216,32 @@ def outside(location: str, offset: str = "0", length: str | None = "8") -> Model
 def test_external_data_come_inline(length: str | None, tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(b"????" + np.array([1, 2], np.float32).tobytes())
     assert read_model(saved(outside("w.bin", "4", length), tmp_path)) == add(weight())
+
+
+def test_data_files_are_named_and_not_opened(tmp_path: Path) -> None:
+    assert data_files(saved(outside("../not there"), tmp_path)) == {"../not there"}
+    assert data_files(saved(add(weight()), tmp_path)) == frozenset()
+    # A node may be called so without naming a file, wherever the word lies in the bytes.
+    called = add(weight())
+    called.graph.node[0].name = "location"
+    for start in range(0, 9):
+        called.doc_string = "x" * ((1 << 20) - called.ByteSize() + start)
+        assert data_files(saved(called, tmp_path)) == frozenset()
+    for text in (b"location", b"\x08\x08location"):
+        with pytest.raises(BrokenModelError, match="it is not an ONNX model"):
+            data_files(saved(text, tmp_path))
+    with pytest.raises(BrokenModelError, match="it is not an ONNX model"):
+        data_files(tmp_path / "missing.onnx")
+
+
+def test_constants_of_a_model_and_each_of_them_have_a_limit(tmp_path: Path) -> None:
+    made = saved(add(weight()), tmp_path)
+    assert read_model(made, Limits(constant_bytes=8, tensor_bytes=8)) == add(weight())
+    with pytest.raises(AdapterError, match=r"constants take 8 bytes, more than the 7 allowed \(a"):
+        read_model(made, Limits(constant_bytes=7))
+    with pytest.raises(AdapterError, match=r"'w' takes 8 bytes, more than the 7 a single"):
+        read_model(made, Limits(tensor_bytes=7))
+    assert USUAL.constant_bytes >= USUAL.tensor_bytes == 2**31 - 1
 
 
 def test_external_data_in_a_folder_beside_the_model(tmp_path: Path) -> None:

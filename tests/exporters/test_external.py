@@ -126,6 +126,24 @@ def test_sparse_indices_stay_where_the_checker_reads_them(tmp_path: Path) -> Non
     assert len(sparse.indices.raw_data) >= SMALLEST_BYTES
 
 
+def test_indices_leave_a_model_that_would_be_too_large_with_them(tmp_path: Path) -> None:
+    made = pressed("sparse")
+    limit = 100_000  # a file could hold the values of one tensor and nothing more
+    layout = Layout.of(made, limit, limit)
+    assert [tensor.data_type for tensor in layout.outside] == 2 * [
+        TensorProto.FLOAT,
+        TensorProto.INT64,
+    ]
+    path = tmp_path / "m.onnx"
+    assert files.write_files(layout, path) > 2 * limit
+    assert path.stat().st_size < 2000
+    assert read_model(path) == densify(made)
+    answers = [Runner(one, threads=1).run(FEED)[0] for one in (path, made)]
+    assert answers[0].tobytes() == answers[1].tobytes()
+    with pytest.raises(ExportError, match=r"takes \d+ bytes, and one ONNX file can hold 1000$"):
+        Layout.of(made, 1000, 1000)
+
+
 def test_one_file_wherever_it_fits_into_one(tmp_path: Path) -> None:
     made = pressed("sparse")
     size = made.ByteSize()
