@@ -240,8 +240,11 @@ class _Sorter:
         """Give the place of the first node that reads a constant."""
         return self.places.get(name, len(self.places))
 
-    def _order(self, item: tuple[tuple[Slot, ...], list[int]]) -> tuple[int, ...]:
-        return tuple(self._place(name) for name, _, _ in item[0])
+    def _order(self, item: tuple[tuple[Slot, ...], list[int]]) -> tuple[list[int], list[int]]:
+        """Sort groups by the weights that make them."""
+        slots = item[0]
+        made = [self._place(name) for name, _, role in slots if role & Role.MADE]
+        return made, [self._place(name) for name, _, _ in slots]
 
     def _ranked(self, slot: Slot, members: Sequence[int]) -> Units:
         """Order the classes of a group as they stand on the axis of its first member."""

@@ -155,9 +155,10 @@ def _rewrite(
         return ()
     graph, removal = model.graph, Removal(groups, gone)
     before, names = used(graph), Names(graph)
-    opset = next(o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS)
+    opset = next((o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS), 1)
     # Places count the nodes of the original, so nodes are held before any comes or goes.
     readers = {place: graph.node[place] for place in found.shifts}
+    folded = tuple(f"{node.op_type} '{node.name or node.output[0]}'" for node in readers.values())
     _slice_constants(graph, removal)
     ahead: dict[int, list[NodeProto]] = {}
     for place, node in enumerate(graph.node):
@@ -171,7 +172,6 @@ def _rewrite(
         for each in (*ahead[place], node, *behind.get(place, ()))
     ]
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    folded = tuple(f"{node.op_type} '{node.name or node.output[0]}'" for node in readers.values())
     del graph.node[:]
     graph.node.extend(copies)
     _forget_shapes(graph, removal)

@@ -1,0 +1,401 @@
+"""Units that leave together, found on hand-built graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper
+
+from group_case import Case, made, random, whole
+from group_cases import CASES
+from group_cases_images import gate as gate_case
+from group_cases_images import old_slopes, residual
+from group_cases_moves import flattened
+from hand_built import build, key, op
+from hand_built import graph as body
+from onnxpress_adapters.axes import Role
+from onnxpress_adapters.errors import MisuseError
+from onnxpress_adapters.groups import Groups
+from shrinking import subject_of, values_of
+from small_models import value
+
+
+def groups_of(case: Case) -> Groups:
+    return subject_of(case.model, case.feed()).groups
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_of_every_rule(name: str) -> None:
+    case = CASES[name]()
+    assert tuple(group.units for group in groups_of(case).groups) == case.units
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_are_the_same_whatever_the_batch(name: str) -> None:
+    case = CASES[name]()
+    one, three = (subject_of(case.model, case.feed(batch=size)).groups for size in (1, 3))
+    assert [g.name for g in one.groups] == [g.name for g in three.groups]
+    for left, right in zip(one.groups, three.groups, strict=True):
+        assert [(m.key, m.axis, m.role) for m in left.members] == [
+            (m.key, m.axis, m.role) for m in right.members
+        ]
+        for here, there in zip(left.members, right.members, strict=True):
+            np.testing.assert_array_equal(here.units, there.units)
+
+
+def test_operators_as_they_broadcast_before_opset_7() -> None:
+    (group,) = groups_of(old_slopes()).groups
+    assert [m.key.name for m in group.members] == ["w1", "b1", "slope", "shift", "w2"]
+
+
+def test_members_of_a_residual_stream() -> None:
+    stream, inner = groups_of(residual()).groups
+    assert [(m.key.name, m.axis, m.role) for m in stream.members] == [
+        ("w0", 0, Role.MADE),
+        ("w1", 1, Role.READ),
+        ("w2", 0, Role.MADE),
+        ("w3", 1, Role.READ),
+    ]
+    assert [(m.key.name, m.axis, m.role) for m in inner.members] == [
+        ("w1", 0, Role.MADE),
+        ("w2", 1, Role.READ),
+    ]
+    assert (stream.name, stream.first, inner.first) == ("w0", 0, 8)
+    assert all(member.weight for member in stream.members)
+
+
+def test_members_of_a_gate() -> None:
+    channels, _ = groups_of(gate_case()).groups
+    assert [(m.key.name, m.axis, m.role, m.weight) for m in channels.members] == [
+        ("w1", 0, Role.MADE, True),
+        ("w2", 1, Role.READ, True),
+        ("w3", 0, Role.MADE, True),
+        ("b3", 0, Role.SHIFT, False),
+        ("w4", 1, Role.READ, True),
+    ]
+
+
+def test_a_channel_becomes_a_block_of_columns() -> None:
+    (group,) = groups_of(flattened()).groups
+    reading = group.members[-1]
+    assert (reading.key.name, reading.axis) == ("w2", 0)
+    np.testing.assert_array_equal(reading.units, np.repeat(np.arange(8), 16))
+
+
+def test_hidden_units_of_both_directions() -> None:
+    first, _ = groups_of(CASES["lstm"]()).groups
+    by_axis = {(m.key.name, m.axis): m for m in first.members}
+    assert {axis: member.role for axis, member in by_axis.items()} == {
+        ("w1", 1): Role.MADE,
+        ("r1", 1): Role.MADE,
+        ("r1", 2): Role.READ,
+        ("b1", 1): Role.SHIFT,
+        ("w2", 2): Role.READ,
+    }
+    np.testing.assert_array_equal(by_axis["w1", 1].units, np.tile(np.arange(4), 4))
+    np.testing.assert_array_equal(by_axis["b1", 1].units, np.tile(np.arange(4), 8))
+    np.testing.assert_array_equal(by_axis["w2", 2].units, np.tile(np.arange(4), 2))
+
+
+def test_heads_leave_whole() -> None:
+    _, heads = groups_of(CASES["attention"]()).groups
+    for member in heads.members:
+        np.testing.assert_array_equal(member.units, np.repeat(np.arange(3), 4))
+    assert [m.key.name for m in heads.members if m.role & Role.MADE] == ["wq", "wk", "wv"]
+
+
+def test_scores_are_summed_over_all_that_leaves() -> None:
+    (group,) = groups_of(CASES["gemm"]()).groups
+    weight = torch.arange(48, dtype=torch.float64).reshape(8, 6)
+    reader = torch.ones(3, 8, dtype=torch.float64)
+    scores = {key("w1"): weight, key("w2"): reader}
+    assert group.sums(scores).tolist() == (weight.sum(1) + 3).tolist()
+    assert group.sums(scores, Role.READ).tolist() == [3.0] * 8
+    assert group.sums({}).tolist() == [0.0] * 8
+
+
+def test_scores_of_positions_that_belong_to_no_unit_are_left_out() -> None:
+    groups = groups_of(CASES["joined"]())
+    first, second = groups.groups
+    scores = {key("w3"): torch.ones(2, 13, 3, 3)}
+    assert first.sums(scores).tolist() == [18.0] * 4
+    assert second.sums(scores).tolist() == [18.0] * 6
+
+
+def test_removed_units_are_numbered_through() -> None:
+    groups = groups_of(residual())
+    gone = groups.gone([[True] + [False] * 7, torch.tensor([False] * 5 + [True])])
+    assert groups.units == 14
+    assert np.flatnonzero(gone).tolist() == [0, 13]
+    assert groups.places("x", gone) is None
+    places = groups.places("w1", gone)
+    assert places is not None
+    assert [np.flatnonzero(each).tolist() for each in places] == [[5], [0], [], []]
+
+
+def test_what_masking_makes_zero() -> None:
+    case = CASES["conv_norm"]()
+    groups = groups_of(case)
+    gone = groups.gone([[False, True] + [False] * 6])
+    values = values_of(case.model)
+    made_zero = groups.masked(values, gone)
+    assert sorted(name.name for name in made_zero) == ["n_scale", "n_shift", "w1"]
+    for name, array in made_zero.items():
+        assert not array[1].any()
+        np.testing.assert_array_equal(np.delete(array, 1, 0), np.delete(values[name], 1, 0))
+    unread = groups.masked(values, gone, gone)
+    assert sorted(name.name for name in unread) == ["n_scale", "n_shift", "w1", "w2"]
+    assert not unread[key("w2")][:, 1].any()
+
+
+def test_a_wrong_choice_of_units_is_refused() -> None:
+    groups = groups_of(CASES["gemm"]())
+    with pytest.raises(MisuseError, match="there are 1 groups, and removed units for 0"):
+        groups.gone([])
+    with pytest.raises(MisuseError, match=r"has 8 units, .* given as \[3\]"):
+        groups.gone([[True, False, False]])
+    with pytest.raises(MisuseError, match="'w1' would lose all of its 8 units; keep one"):
+        groups.gone([[True] * 8])
+
+
+# What cannot leave, and why
+
+
+def reason(case: Case, weight: str = "w1") -> str:
+    groups = groups_of(case)
+    assert groups.groups == ()
+    return groups.reasons[key(weight)]
+
+
+def through(*middle: str, **constants: object) -> Case:
+    """Put an operator between two matrix products over ``[N, 4, 6]``."""
+    operator, reads = middle[0], " ".join(("h1", *middle[1:]))
+    arrays = {name: np.asarray(array) for name, array in constants.items()}
+    attributes = {n: a for n, a in constants.items() if n == "axis"}
+    for name in attributes:
+        arrays.pop(name)
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op(operator, reads, "h2", "the_one", **attributes),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    return made(nodes, [], random(w1=(6, 8), w2=(8, 2)) | arrays, ("N", 4, 6))
+
+
+ONES = np.ones(8, np.float32)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        lambda: through("Softmax", axis=-1),
+        lambda: through("LayerNormalization", "one", "one", one=ONES, axis=-1),
+        lambda: through("CumSum", "two", two=whole(2)),
+        lambda: through("LpNormalization", axis=2),
+    ],
+    ids=["softmax", "layer_norm", "cumsum", "lp_norm"],
+)
+def test_what_mixes_units_keeps_them(case: object) -> None:
+    assert callable(case)
+    found = case()
+    operator = found.model.graph.node[1].op_type
+    assert reason(found) == f"{operator} 'the_one' computes with all of them at once"
+
+
+def test_group_norm_keeps_its_channels() -> None:
+    nodes = [
+        op("Conv", "x w1", "h1"),
+        op("GroupNormalization", "h1 one one", "h2", "the_one", num_groups=2),
+        op("Conv", "h2 w2", "y"),
+    ]
+    constants = random(w1=(8, 3, 1, 1), w2=(2, 8, 1, 1)) | {"one": ONES}
+    model = build(nodes, [value("x", 1, 3, 6, 6)], [value("y", 1, 2, 6, 6)], constants, opset=21)
+    groups = subject_of(model, {"x": np.zeros((1, 3, 6, 6), np.float32)}).groups
+    assert groups.groups == ()
+    assert groups.reasons[key("w1")] == (
+        "GroupNormalization 'the_one' computes with all of them at once"
+    )
+
+
+def test_an_output_is_promised_as_it_is() -> None:
+    nodes = [op("MatMul", "x w1", "h1"), op("Relu", "h1", "y")]
+    assert reason(made(nodes, [], random(w1=(6, 8)))) == (
+        "the model's output 'y' is promised as it is"
+    )
+
+
+def test_an_input_is_what_it_is() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Add", "h1 x", "h2"),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    case = made(nodes, [], random(w1=(6, 6), w2=(6, 2)))
+    assert reason(case) == "the model's input 'x' is what it is"
+
+
+def test_a_reduction_over_units_keeps_them() -> None:
+    nodes = [op("MatMul", "x w1", "h1"), op("ReduceMax", "h1", "y", "top", axes=[1])]
+    assert reason(made(nodes, [], random(w1=(6, 8)))) == (
+        "ReduceMax 'top' computes with all of them at once"
+    )
+
+
+def test_an_operator_without_a_rule_keeps_all_it_touches() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Trilu", "h1", "h2", "corner"),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    assert reason(made(nodes, [], random(w1=(6, 8), w2=(8, 2)))) == (
+        "Trilu 'corner' is not followed"
+    )
+
+
+def test_a_body_keeps_what_it_reads() -> None:
+    branch = [
+        body([op("MatMul", "h1 w", "o")], [], [value("o", "N", 2)], random(seed, w=(8, 2)))
+        for seed in (2, 3)
+    ]
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("If", "c", "y", "choose", then_branch=branch[0], else_branch=branch[1]),
+    ]
+    inputs = [value("x", "N", 6), value("c", kind=TensorProto.BOOL)]
+    model = build(nodes, inputs, [value("y", "N", 2)], random(w1=(6, 8)))
+    feed = {"x": np.zeros((1, 6), np.float32), "c": np.array(True)}
+    groups = subject_of(model, feed).groups
+    assert groups.groups == ()
+    assert groups.reasons[key("w1")] == "a graph inside If 'choose' reads them"
+    inside = [text for weight, text in groups.reasons.items() if weight.path]
+    assert inside == ["it stands in a graph inside another, or in a function"] * 2
+
+
+def test_a_function_keeps_what_it_is_called_with() -> None:
+    function = helper.make_function(
+        "my", "Twice", ["a"], ["b"], [op("Add", "a a", "b")], [helper.make_opsetid("", 17)]
+    )
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        helper.make_node("Twice", ["h1"], ["h2"], name="call", domain="my"),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    inputs, outputs = [value("x", "N", 6)], [value("y", "N", 2)]
+    model = helper.make_model(
+        body(nodes, inputs, outputs, random(w1=(6, 8), w2=(8, 2))),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("my", 1)],
+        functions=[function],
+        ir_version=8,
+    )
+    groups = subject_of(model, {"x": np.zeros((1, 6), np.float32)}).groups
+    assert groups.reasons[key("w1")] == "Twice 'call' has graphs of its own"
+
+
+def test_sizes_that_arithmetic_uses_keep_their_axis() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Shape", "h1", "s"),
+        op("Mul", "s two", "t"),
+        op("Sub", "t s", "to", "less"),
+        op("Reshape", "h1 to", "h2"),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    case = made(nodes, [], random(w1=(6, 8), w2=(8, 2)) | {"two": whole(2)})
+    assert reason(case) == "Mul 't' computes with its size"
+
+
+def test_a_size_that_is_an_output_stays() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Shape", "h1", "s"),
+        op("Cast", "s", "size", to=TensorProto.FLOAT),
+        op("MatMul", "h1 w2", "y"),
+    ]
+    case = made(nodes, [], random(w1=(6, 8), w2=(8, 2)), outputs=("y", "size"))
+    assert reason(case) == "a size is an output of the model"
+
+
+def test_bounds_that_are_computed_keep_their_axis() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Cast", "x", "i", to=TensorProto.INT64),
+        op("ReduceMin", "i", "start", keepdims=0),
+        op("Mul", "start zero", "none"),
+        op("Slice", "h1 none all one", "h2", "cut"),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    constants = random(w1=(6, 8), w2=(8, 2)) | {
+        "zero": whole(0),
+        "all": whole(8),
+        "one": whole(1),
+    }
+    case = made(nodes, [], constants)
+    assert reason(case) == "where Slice 'cut' cuts is computed from sizes"
+
+
+def test_a_slice_with_steps_keeps_its_axis() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Slice", "h1 zero all one two", "h2", "every_other"),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    constants = random(w1=(6, 8), w2=(4, 2)) | {
+        "zero": whole(0),
+        "one": whole(1),
+        "two": whole(2),
+        "all": whole(8),
+    }
+    assert reason(made(nodes, [], constants)) == ("Slice 'every_other' does not take them in a row")
+
+
+def test_one_entry_that_is_looked_up_keeps_its_axis() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Gather", "h1 third", "h2", "look", axis=1),
+        op("Unsqueeze", "h2 one", "y"),
+    ]
+    constants = random(w1=(6, 8)) | {"third": np.array(3, np.int64), "one": whole(1)}
+    assert reason(made(nodes, [], constants)) == (
+        "Gather 'look' looks up single entries along this axis"
+    )
+
+
+def test_rows_cut_into_rows_of_another_length_stay() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Reshape", "h1 to", "h2", "cut"),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    constants = random(w1=(6, 8), w2=(6, 2)) | {"to": whole(4, 6)}
+    assert reason(made(nodes, [], constants, (3, 6))) == (
+        "Reshape 'cut' cuts rows of entries into rows of another length"
+    )
+
+
+def test_one_of_a_kind_stays() -> None:
+    nodes = [op("MatMul", "x w1", "h1"), op("MatMul", "h1 w2", "y")]
+    assert reason(made(nodes, [], random(w1=(6, 1), w2=(1, 2)))) == (
+        "it is the only one of its axis"
+    )
+
+
+def test_units_that_would_all_leave_stay() -> None:
+    """A shift by one, added to itself, ties every channel to the next one."""
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Gather", "h1 next", "h2", axis=1),
+        op("Add", "h1 h2", "h3"),
+        op("MatMul", "h3 w2", "y"),
+    ]
+    constants = random(w1=(6, 4), w2=(4, 2)) | {"next": whole(1, 2, 3, 0)}
+    assert reason(made(nodes, [], constants)) == "all units would have to leave at once"
+
+
+def test_a_model_that_hands_its_input_through() -> None:
+    model: ModelProto = build(
+        [op("Identity", "x", "y")], [value("x", 1, 3)], [value("y", 1, 3)], {}
+    )
+    groups = subject_of(model, {"x": np.zeros((1, 3), np.float32)}).groups
+    assert (groups.groups, groups.reasons, groups.units) == ((), {}, 0)
+    assert groups.gone([]).shape == (0,)
