@@ -33,13 +33,15 @@ def constant(name: str, array: np.ndarray) -> NodeProto:
     return helper.make_node("Constant", [], [name], name=f"{name}_node", value=from_array(array))
 
 
-def perceptron(opset: int = 17, ir: int = 8, batch: int | str = "N") -> ModelProto:
+def perceptron(
+    opset: int = 17, ir: int = 8, batch: int | str = "N", hidden: int = 32
+) -> ModelProto:
     """Two layers, 16 -> 32 -> 4, with biases; the weights are initializers."""
     rng = np.random.default_rng(0)
     arrays = {
-        "w1": rng.normal(size=(16, 32)) / 4,
-        "b1": rng.normal(size=32),
-        "w2": rng.normal(size=(32, 4)) / 6,
+        "w1": rng.normal(size=(16, hidden)) / 4,
+        "b1": rng.normal(size=hidden),
+        "w2": rng.normal(size=(hidden, 4)) / 6,
         "b2": rng.normal(size=4),
     }
     nodes = [

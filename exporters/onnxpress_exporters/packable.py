@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from onnx import FunctionProto, GraphProto
+from onnx import FunctionProto, GraphProto, TensorProto, numpy_helper
 
 from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
 from onnxpress_adapters.walk import STANDARD_DOMAINS, constants, functions, graphs
@@ -15,10 +15,15 @@ from onnxpress_exporters.packed import why_not_packed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from onnx import ModelProto
 
 SETTABLE = "it is an input as well, so that a caller may set it; --freeze packs it all the same"
 """Why a constant is not packed that a caller may give another value."""
+
+
+LARGE_BYTES = 1 << 10
+"""Of constants worth packing that nothing changed; a decoder takes hundreds of bytes."""
 
 
 def opset_of(model: ModelProto) -> int:
@@ -51,6 +56,20 @@ def unpackable(model: ModelProto, *, freeze: bool) -> Mapping[WeightKey, str]:
             if reason:
                 found[WeightKey(path, name)] = reason
     return found
+
+
+def large_constants(model: ModelProto) -> dict[WeightKey, np.ndarray]:
+    """Give the constants that may be worth packing although nothing changed them.
+
+    Anchors, position tables and the like often hold few values; a constant that packing does not
+    make smaller stays as it is.
+    """
+    return {
+        WeightKey(path, name): numpy_helper.to_array(tensor)
+        for path, graph in graphs(model)
+        for name, tensor in constants(graph)
+        if tensor.data_type == TensorProto.FLOAT and 4 * prod(tensor.dims) >= LARGE_BYTES
+    }
 
 
 def _border(graph: GraphProto | FunctionProto) -> tuple[set[str], set[str]]:

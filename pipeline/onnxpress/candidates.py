@@ -18,7 +18,7 @@ from onnxpress.search import (
     tolerance_of,
     tried,
 )
-from onnxpress.step import Chain, Step, checked, fix, is_open
+from onnxpress.step import Chain, Step, checked, fix, follow, is_open
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store, Values
@@ -92,6 +92,10 @@ class Plan:
         """Run a recipe as it is written, every time."""
         return cls(recipe, recipe)
 
+    def following(self, pattern: str) -> Plan:
+        """Set the pattern of zeros in every step that has one."""
+        return Plan(follow(self.final, pattern), follow(self.rough, pattern))
+
     @property
     def is_staged(self) -> bool:
         """Whether a candidate for the judge is made in another way than the others."""
@@ -129,6 +133,7 @@ def hunt(
     sparsity: float | None = None,
     deadline: float | None = None,
     beyond: Sequence[float] = (),
+    known: Sequence[Point] = (),
 ) -> list[Point]:
     """Make candidates and show some to the judge, until one is within or enough were seen.
 
@@ -141,6 +146,7 @@ def hunt(
         deadline: a moment of ``time.monotonic`` after which no candidate is begun.
         beyond: multiples of the tolerance to try candidates for as well, when the judge has seen
             enough; they are not judged.
+        known: candidates that were tried with the plan's rough steps already.
 
     Returns:
         Every candidate that was tried, judged or not.
@@ -160,18 +166,16 @@ def hunt(
     if problem.tolerance is None:
         return [_alone(fix(plan.final, floor), floor, state, problem, judge)]
     margin = margin_of(problem.related)
-    search = Search(plan.rough, floor=floor, margin=margin, deadline=deadline)
-    if plan.is_staged:
-        search = replace(search, resolution=ROUGHLY, deadline=_searching_until(deadline))
-    finish = _Finish(plan.final, search, state, problem, deadline)
-    # Rough candidates go as far as the final one may aim, but not beyond the tolerance.
-    reach = min(1.0, GAIN * margin) if plan.is_staged else margin
-    points = replace(search, margin=reach).points(state, problem)
+    search = rough_search(plan, problem, floor, deadline)
+    finish = _Finish(plan.final, replace(search, margin=margin), state, problem, deadline)
+    points = list(known)
+    if not any(point.notes for point in points):  # interrupted
+        points = search.points(state, problem, points)
     points = _looked(finish, points, judge, staged=plan.is_staged)
     if any(point.notes for point in points):  # interrupted
         return points
     for factor in beyond:
-        wider = replace(search, margin=margin * factor, rounds=FURTHER, deadline=deadline)
+        wider = replace(finish.search, margin=margin * factor, rounds=FURTHER, deadline=deadline)
         try:
             points = wider.points(state, problem, points)
         except KeyboardInterrupt:
@@ -179,6 +183,28 @@ def hunt(
         if any(point.notes for point in points):  # interrupted with a candidate within this limit
             break
     return points
+
+
+def rough_search(plan: Plan, problem: Problem, floor: float, deadline: float | None) -> Search:
+    """Give the search that shows how far to go.
+
+    Args:
+        plan: its rough steps are searched.
+        problem: the promise.
+        floor: the least sparsity over the free weights.
+        deadline: a moment of ``time.monotonic`` for everything; None for none.
+    """
+    margin = margin_of(problem.related)
+    if not plan.is_staged:
+        return Search(plan.rough, floor=floor, margin=margin, deadline=deadline)
+    # Rough candidates go as far as the final one may aim, but not beyond the tolerance.
+    return Search(
+        plan.rough,
+        floor=floor,
+        margin=min(1.0, GAIN * margin),
+        resolution=ROUGHLY,
+        deadline=_searching_until(deadline),
+    )
 
 
 def _searching_until(deadline: float | None) -> float | None:

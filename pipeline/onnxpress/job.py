@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
-from typing import get_args
+from typing import Literal, get_args
 
 from onnxpress.pattern import Pattern
 from onnxpress.require import parse_requirements
@@ -14,6 +14,11 @@ from onnxpress.step import Step
 from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_exporters.write import Form
+
+BuiltIn = Literal["smallest"]
+"""Recipes that need no file."""
+
+SMALLEST: BuiltIn = "smallest"
 
 EFFORTS: Mapping[str, float] = {"quick": 0.3, "default": 1.0, "best": 4.0}
 """What the work of every step is multiplied by."""
@@ -33,7 +38,8 @@ class Job:
         shape: sizes of inputs the model leaves open.
         judge: inputs for the verdict alone.
         sequence: whether neighbouring samples of the data belong together.
-        recipe: the steps; those of ``default_plan()`` unless given.
+        recipe: the steps, those of ``default_plan()`` unless given; or ``"smallest"``, which packs
+            and chooses how values are stored, for the smallest file within the tolerance.
         pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
             ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
             own.
@@ -66,7 +72,7 @@ class Job:
     shape: tuple[str, ...] = ()
     judge: Path | None = None
     sequence: bool = False
-    recipe: Step | None = None
+    recipe: Step | BuiltIn | None = None
     pattern: str = "none"
     values: Values = "fp32"
     output: tuple[str, ...] = ()
@@ -84,6 +90,11 @@ class Job:
     seed: int = 0
 
     @property
+    def written(self) -> Form:
+        """The form of weights: the built-in recipe packs them."""
+        return "packed" if self.recipe == SMALLEST else self.form
+
+    @property
     def target(self) -> Path:
         """The file to write."""
         return self.out or self.model.with_suffix(".pressed.onnx")
@@ -93,7 +104,9 @@ def check_job(job: Job) -> None:
     """Refuse what cannot work, before anything is read."""
     if job.effort not in EFFORTS:
         raise MisuseError(f"there is no effort '{job.effort}'; there are {', '.join(EFFORTS)}")
-    if not Pattern.parse(job.pattern).is_free and job.recipe is not None:
+    if isinstance(job.recipe, str):
+        _check_built_in(job)
+    elif not Pattern.parse(job.pattern).is_free and job.recipe is not None:
         raise MisuseError(
             "--pattern is for the steps onnxpress chooses; with a recipe, write it into the steps, "
             f'such as `greedy: {{pattern: "{job.pattern}"}}`'
@@ -101,7 +114,7 @@ def check_job(job: Job) -> None:
     if job.values not in get_args(Values):
         known = ", ".join(get_args(Values))
         raise MisuseError(f"values are not stored as '{job.values}'; there are {known}")
-    if job.values != "fp32" and job.recipe is not None:
+    if job.values != "fp32" and job.recipe not in (None, SMALLEST):
         raise MisuseError(
             "--values is for the steps onnxpress chooses; with a recipe, write it into the steps, "
             f"such as `store: {{values: {job.values}}}`"
@@ -119,6 +132,26 @@ def check_job(job: Job) -> None:
             raise MisuseError(f"cannot write {job.trace}: it is a folder; name a file in it")
         if job.trace.resolve() in (job.model.resolve(), job.target.resolve()):
             raise MisuseError(f"{job.trace} is the name of a model; give the trace another")
+
+
+def _check_built_in(job: Job) -> None:
+    if job.recipe != SMALLEST:
+        raise MisuseError(
+            f"there is no built-in recipe '{job.recipe}'; there is {', '.join(get_args(BuiltIn))}"
+        )
+    Pattern.parse(job.pattern)
+    if job.tolerance is None:
+        raise MisuseError(
+            "the recipe smallest goes as far as a tolerance lets it; give one, such as "
+            "--tolerance 1%"
+        )
+    if job.values != "fp32":
+        raise MisuseError(
+            "the recipe smallest chooses how values are stored; leave out --values, or leave out "
+            "--recipe and ask for --form packed"
+        )
+    if job.form not in ("auto", "packed"):
+        raise MisuseError(f"the recipe smallest packs weights; leave out --form {job.form}")
 
 
 def parse_time(text: str) -> float:

@@ -19,7 +19,8 @@ from onnxpress.candidates import BEYOND, Candidate, Plan, default_plan, hunt
 from onnxpress.cost import Cost, full_precision, one_thread_spared
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
-from onnxpress.job import EFFORTS, Job, check_job, parse_time
+from onnxpress.job import EFFORTS, SMALLEST, Job, check_job, parse_time
+from onnxpress.making import made_of, told_of_settable
 from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
 from onnxpress.provenance import Provenance
@@ -35,8 +36,9 @@ from onnxpress.samples import (
     load_data,
 )
 from onnxpress.search import Point
+from onnxpress.smallest import choose, storages_for
 from onnxpress.state import State
-from onnxpress.step import Step, follow, is_open, matches
+from onnxpress.step import Step, is_open, matches
 from onnxpress.storage import told_of
 from onnxpress.trace import Origin, digest_of, save_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
@@ -50,7 +52,7 @@ from onnxpress_adapters.specs import InputSpec, check_plain, specs
 from onnxpress_adapters.weights import Dense, WeightKey
 from onnxpress_exporters.compare import check_runs
 from onnxpress_exporters.external_data import check_apart, room
-from onnxpress_exporters.write import Patched, patch, write
+from onnxpress_exporters.write import Patched, write
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -113,6 +115,8 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             "sparsity"
         )
     deadline = None if job.time is None else start + JUDGING_SHARE * parse_time(job.time)
+    known: Sequence[Point] = ()
+    notes: list[str] = []
     judged: list[_Judged] = []
 
     def look(candidate: Candidate) -> float:
@@ -120,6 +124,18 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         return judged[-1].excess(tolerance)
 
     with one_thread_spared(), full_precision():
+        if job.recipe == SMALLEST:
+            storages = storages_for(model, state.free, freeze=job.freeze)
+            choice = choose(
+                storages,
+                state,
+                problem,
+                pattern=job.pattern,
+                sparsity=job.sparsity,
+                deadline=deadline,
+            )
+            plan, known = choice.plan, choice.points
+            notes.append(choice.told)
         points = hunt(
             plan,
             state,
@@ -128,6 +144,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             sparsity=job.sparsity,
             deadline=deadline,
             beyond=() if job.trace is None else BEYOND,
+            known=known,
         )
     last = min(judged, key=lambda one: one.judgement.rank)
     report = _report(job, model, problem, samples, judged, last)
@@ -135,7 +152,6 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         progress("writing", 1.0, str(job.target))
         write(last.patched.model, job.target, room(job.model))
         report = replace(report, out=job.target)
-    notes = []
     if job.trace is not None:
         origin = _origin(job, model, problem, samples, state, plan.final)
         seen = [label for part in (samples.fit, samples.choose) for label in labels_of(part)]
@@ -174,10 +190,9 @@ class _Judged:
 
 
 def _plan(job: Job, *, searched: bool) -> Plan:
-    if job.recipe is not None:
+    if job.recipe is not None and job.recipe != SMALLEST:
         return Plan.of(job.recipe)
-    plan = default_plan(searched=searched, values=job.values)
-    return Plan(follow(plan.final, job.pattern), follow(plan.rough, job.pattern))
+    return default_plan(searched=searched, values=job.values).following(job.pattern)
 
 
 def _free(job: Job, model: ModelProto) -> frozenset[WeightKey]:
@@ -338,13 +353,7 @@ def _judged(
     """Make the file's model and let onnxruntime judge it."""
     problem.progress("judging", 0.95, f"sparsity {candidate.state.sparsity:.3f} in onnxruntime")
     state = candidate.state
-    # A free weight without a change may still be smaller in another form.
-    changed = {
-        key: value.cpu().numpy()
-        for key, value in state.tensors.items()
-        if key in state.free or value is not problem.reference[key]
-    }
-    patched = patch(model, changed, job.form, state.storage, freeze=job.freeze)
+    patched = made_of(state, job, model, problem, freeze=job.freeze)
     judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
     return _Judged(candidate, patched, judgement)
 
@@ -407,7 +416,10 @@ def _report(
         latency=latency,
         steps=steps,
         log=last.candidate.state.log,
-        notes=_notes(problem, samples, last),
+        notes=(
+            *_notes(problem, samples, last),
+            *told_of_settable(last.patched, last.candidate.state, job, model, problem),
+        ),
     )
 
 

@@ -6,7 +6,8 @@
       - repair: {method: adam}
 
 A step is its name and its fields; one without fields may be its name alone, and a list in the place
-of a step is a chain. Beside ``steps``, the keys of a ``Job`` (model, tolerance, data, …) may stand
+of a step is a chain. ``recipe: smallest`` in the place of ``steps`` names a built-in recipe. Beside
+them, the keys of a ``Job`` (model, tolerance, data, …) may stand
 at the top, for ``onnxpress run``; paths are then relative to the recipe.
 """
 
@@ -22,7 +23,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from onnxpress.job import Job
+from onnxpress.job import BuiltIn, Job
 from onnxpress.search import Search
 from onnxpress.step import Budgeted, Chain, Only, Step, check_sparsity
 from onnxpress.steps.greedy import Greedy
@@ -58,11 +59,12 @@ class Recipe:
     """A recipe file, read.
 
     Attributes:
-        steps: the chain; None where the recipe leaves the choice of steps to onnxpress.
+        steps: the chain, or the name of a built-in recipe; None where the choice of steps is left
+            to onnxpress.
         settings: what else it says: field of ``Job`` (and ``report``) to value, paths resolved.
     """
 
-    steps: Chain | None
+    steps: Chain | BuiltIn | None
     settings: Mapping[str, Any]
 
 
@@ -75,16 +77,23 @@ def load_recipe(path: Path) -> Recipe:
     """
     try:
         top = _mapping(_parsed(path), "a recipe")
-        known = {**_settings(), "steps": None}
+        known = {**_settings(), "steps": None, "recipe": None}
         _refuse_unknown(top, known, "")
-        chain = None
-        if "steps" in top:
+        chain: Chain | BuiltIn | None = None
+        if "recipe" in top:
+            chain = built_in(top["recipe"])
+            if chain is None or "steps" in top:
+                raise MisuseError(
+                    f"recipe: the name of a built-in one ({', '.join(get_args(BuiltIn))}) in the "
+                    "place of steps"
+                )
+        elif "steps" in top:
             listed = top["steps"] if isinstance(top["steps"], list) else [top["steps"]]
             chain = Chain(_chain(listed, "steps"))
         settings = {
             name: _setting(value, known[name], name, path.parent)
             for name, value in top.items()
-            if name != "steps"
+            if name not in ("steps", "recipe")
         }
     except OnnxpressError as error:
         told = MisuseError(f"{path}: {error}")
@@ -92,6 +101,15 @@ def load_recipe(path: Path) -> Recipe:
             told.add_note(note)
         raise told from error
     return Recipe(chain, settings)
+
+
+def built_in(name: Any) -> BuiltIn | None:
+    """Give the built-in recipe of a name, None where there is none.
+
+    >>> built_in("smallest"), built_in("steps.yaml")
+    ('smallest', None)
+    """
+    return next((known for known in get_args(BuiltIn) if known == name), None)
 
 
 def dump_recipe(chain: Chain) -> str:
@@ -122,7 +140,7 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "onnxpress recipe",
         "type": "object",
-        "properties": {"steps": chain, **settings},
+        "properties": {"steps": chain, "recipe": {"enum": [*get_args(BuiltIn)]}, **settings},
         "additionalProperties": False,
         "$defs": {"step": one, **{name: _schema(cls) for name, cls in STEPS.items()}},
     }
@@ -145,7 +163,10 @@ def _parsed(path: Path) -> Any:
         with path.open("rb") as file:
             text = file.read(MOST_BYTES + 1).decode()
     except OSError as error:
-        raise MisuseError(f"the recipe cannot be read: {error.strerror or error}") from error
+        names = ", ".join(get_args(BuiltIn))
+        raise MisuseError(
+            f"the recipe cannot be read: {error.strerror or error}; without a file there is {names}"
+        ) from error
     except UnicodeDecodeError:
         raise MisuseError("it is not text, so it is no recipe") from None
     if len(text) > MOST_BYTES:

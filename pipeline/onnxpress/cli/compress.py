@@ -24,7 +24,7 @@ from onnxpress.cli.output import check_target, hand_over, progress
 from onnxpress_adapters.errors import MisuseError
 
 if TYPE_CHECKING:
-    from onnxpress.job import Job
+    from onnxpress.job import BuiltIn, Job
     from onnxpress.step import Chain
 
 
@@ -53,7 +53,12 @@ For example:
 @click.option("--judge", type=FILE, metavar="PATH", help="Other inputs for the verdict, like DATA.")
 @click.option("--sequence", is_flag=True, help="The data is a sequence: share it out in blocks.")
 @promise_options
-@click.option("--recipe", type=FILE, metavar="FILE.yaml", help="The steps to run.")
+@click.option(
+    "--recipe",
+    type=FILE,
+    metavar="FILE.yaml|smallest",
+    help="The steps to run; or smallest: whatever makes the smallest file within the tolerance.",
+)
 @click.option(
     "--pattern",
     default="none",
@@ -154,10 +159,12 @@ def run_command(recipe: Path, report: Path | None, as_json: bool, quiet: bool) -
     _press(Job(recipe=read.steps, **settings), page, as_json, quiet)
 
 
-def _steps(recipe: Path) -> Chain | None:
+def _steps(recipe: Path) -> Chain | BuiltIn | None:
     """Read the steps of a recipe that flags say everything else about."""
-    from onnxpress.recipe import load_recipe
+    from onnxpress.recipe import built_in, load_recipe
 
+    if known := built_in(str(recipe)):
+        return known
     read = load_recipe(recipe)
     if read.settings:
         raise MisuseError(
