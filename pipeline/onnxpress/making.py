@@ -1,4 +1,4 @@
-"""The model a state makes, and what its interface costs."""
+"""What a state puts into a model's file, and what the model's interface costs there."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ from typing import TYPE_CHECKING
 
 from onnxpress.job import SMALLEST
 from onnxpress_exporters.packable import SETTABLE, large_constants
-from onnxpress_exporters.write import Patched, patch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
     from onnx import ModelProto
 
     from onnxpress.job import Job
     from onnxpress.problem import Problem
     from onnxpress.state import State
+    from onnxpress_adapters.weights import WeightKey
+    from onnxpress_exporters.write import Patched
 
 
-def made_of(
-    state: State, job: Job, model: ModelProto, problem: Problem, *, freeze: bool
-) -> Patched:
-    """Put a state's values into a copy of the model.
+def changed_by(
+    state: State, job: Job, model: ModelProto, problem: Problem
+) -> dict[WeightKey, np.ndarray]:
+    """Give the constants to write anew.
 
     Args:
-        state: the values, and how they are stored.
-        job: says in which form.
+        state: the values.
+        job: says what is wanted of the file.
         model: the original.
         problem: knows the original's values.
-        freeze: whether weights may be packed that are inputs as well.
     """
     # A free weight without a change may still be smaller in another form; so may a large constant.
     others = large_constants(model) if job.recipe == SMALLEST else {}
@@ -35,18 +38,20 @@ def made_of(
         for key, value in state.tensors.items()
         if key in state.free or value is not problem.reference[key]
     }
-    return patch(model, {**others, **changed}, job.written, state.storage, freeze=freeze)
+    return {**others, **changed}
 
 
-def told_of_settable(
-    patched: Patched, state: State, job: Job, model: ModelProto, problem: Problem
-) -> tuple[str, ...]:
-    """Say what --freeze would save, where constants stay unpacked because a caller may set them."""
+def told_of_settable(patched: Patched, frozen: Callable[[], Patched]) -> tuple[str, ...]:
+    """Say what --freeze would save, where constants stay unpacked because a caller may set them.
+
+    Args:
+        patched: the model.
+        frozen: makes it with --freeze.
+    """
     held = sum(reason == SETTABLE for reason in patched.reasons.values())
     if not held:
         return ()
-    frozen = made_of(state, job, model, problem, freeze=True).model
-    saved = patched.model.ByteSize() - frozen.ByteSize()
+    saved = patched.model.ByteSize() - frozen().model.ByteSize()
     return (
         f"{held} constants are inputs of the model as well, so that a caller may set them, and "
         f"stay unpacked; --freeze would save {saved:,} bytes, more with values of fewer bits",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from onnxpress.cost import Cost, full_precision, one_thread_spared
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.job import EFFORTS, SMALLEST, Job, check_job, parse_time
-from onnxpress.making import made_of, told_of_settable
+from onnxpress.making import changed_by, told_of_settable
 from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
 from onnxpress.provenance import Provenance
@@ -52,7 +53,7 @@ from onnxpress_adapters.specs import InputSpec, check_plain, specs
 from onnxpress_adapters.weights import Dense, WeightKey
 from onnxpress_exporters.compare import check_runs
 from onnxpress_exporters.external_data import check_apart, room
-from onnxpress_exporters.write import Patched, write
+from onnxpress_exporters.write import Patched, patch, write
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -175,6 +176,7 @@ class _Judged:
     candidate: Candidate
     patched: Patched
     judgement: Judgement
+    notes: tuple[str, ...] = ()
 
     def excess(self, tolerance: Tolerance | None) -> float:
         """Give the judge's bound as a share of what is allowed, the worst of them."""
@@ -353,9 +355,12 @@ def _judged(
     """Make the file's model and let onnxruntime judge it."""
     problem.progress("judging", 0.95, f"sparsity {candidate.state.sparsity:.3f} in onnxruntime")
     state = candidate.state
-    patched = made_of(state, job, model, problem, freeze=job.freeze)
+    changed = changed_by(state, job, model, problem)
+    made = partial(patch, model, changed, job.written, state.storage)
+    patched = made(freeze=job.freeze)
     judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
-    return _Judged(candidate, patched, judgement)
+    settable = told_of_settable(patched, partial(made, freeze=True))
+    return _Judged(candidate, patched, judgement, settable)
 
 
 def _report(
@@ -416,10 +421,7 @@ def _report(
         latency=latency,
         steps=steps,
         log=last.candidate.state.log,
-        notes=(
-            *_notes(problem, samples, last),
-            *told_of_settable(last.patched, last.candidate.state, job, model, problem),
-        ),
+        notes=(*_notes(problem, samples, last), *last.notes),
     )
 
 
