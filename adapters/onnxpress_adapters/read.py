@@ -60,7 +60,7 @@ class Limits:
 
     file_bytes: int = MOST_PROTOBUF_BYTES
     constant_bytes: int = field(default_factory=_affordable)
-    tensor_bytes: int = MOST_PROTOBUF_BYTES
+    tensor_bytes: int = MOST_PROTOBUF_BYTES - (1 << 20)  # with its name it is a message too
     nodes: int = 1_000_000
     levels: int = 32
     trips: int = 1_000_000
@@ -74,8 +74,8 @@ def read_model(path: Path, limits: Limits = Limits()) -> ModelProto:
         limits: what the file may ask for.
 
     Returns:
-        The model with all data inline and all sparse, packed or gathered constants dense; everything
-        else as in the file. It may be more than protobuf could write as one file.
+        The model with all data inline and all sparse, packed or gathered constants dense; all else
+        as in the file. It may be more than protobuf could write as one file.
 
     Raises:
         BrokenModelError: the file is missing, not ONNX, torn, inconsistent or hostile.

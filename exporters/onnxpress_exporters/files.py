@@ -22,7 +22,8 @@ def write_files(layout: Layout, path: Path) -> int:
     """Write a model and its data so that the old pair or the new one is there, at any time.
 
     The data go first, under a name that no other content has; then the model takes its name, which
-    is the moment the new pair is there; last the data file goes that only the old model named.
+    is the moment the new pair is there; last the data file goes that only the old model named. A
+    process that is killed meanwhile may leave a file that no model names.
 
     Args:
         layout: of the model.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +145,16 @@ def test_indices_leave_a_model_that_would_be_too_large_with_them(tmp_path: Path)
     assert answers[0].tobytes() == answers[1].tobytes()
     with pytest.raises(ExportError, match=r"takes \d+ bytes, and one ONNX file can hold 1000$"):
         Layout.of(made, 1000, 1000)
+
+
+def test_fields_of_a_newer_onnx_stay(tmp_path: Path) -> None:
+    unknown = b"\xf8\x07\x01"  # field 127
+    made = ModelProto.FromString(pressed("dense").SerializeToString() + unknown)
+    path = tmp_path / "m.onnx"
+    write(made, path, most_bytes=1000)
+    assert path.stat().st_size < 3000
+    assert unknown in path.read_bytes()
+    assert read_model(path) == made
 
 
 def test_one_file_wherever_it_fits_into_one(tmp_path: Path) -> None:
@@ -367,6 +380,30 @@ def test_a_failure_leaves_what_was_there(
     write(pressed(seed=2), path, most_bytes=1000)
     assert read_model(path) == densify(pressed(seed=2))
     assert len(content(tmp_path)) == 2
+
+
+@contextmanager
+def disk_full_after(size: int) -> Iterator[None]:
+    """Let files grow no further than some bytes, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # an error, not the end
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("size", [0, 70_000, 300_000])  # nothing, half of the data, all of them
+def test_a_full_disk(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    write(pressed(seed=1), path, most_bytes=1000)
+    before = content(tmp_path)
+    with disk_full_after(size), pytest.raises(ExportError, match="File too large"):
+        write(pressed(seed=2), path, most_bytes=1000)
+    assert content(tmp_path) == before
+    assert read_model(path) == densify(pressed(seed=1))
 
 
 def test_a_failure_does_not_take_the_data_an_older_model_shares(
