@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, nan
 from time import monotonic
@@ -58,6 +58,9 @@ LEAST = 0.25
 GAIN = 1.2
 """How much further a final candidate may aim than rough ones did: its repair gains more."""
 
+GAINS: Mapping[Values, float] = {"int6": 1.05, "int5": 1.0, "int4": 0.97, "palette": 0.97}
+"""The same where values take fewer bits: the more of d is rounding, the less a repair gains."""
+
 ROUGHLY = 0.12
 """How close, as a share of the entries kept, candidates with a rough repair close in."""
 
@@ -82,10 +85,12 @@ class Plan:
         final: makes what the judge sees.
         rough: makes what shows how far to go, in less time; ``final`` itself where a recipe says
             what to do.
+        gain: how much further ``final`` may aim than ``rough`` went.
     """
 
     final: Step
     rough: Step
+    gain: float = GAIN
 
     @classmethod
     def of(cls, recipe: Step) -> Plan:
@@ -94,7 +99,7 @@ class Plan:
 
     def following(self, pattern: str) -> Plan:
         """Set the pattern of zeros in every step that has one."""
-        return Plan(follow(self.final, pattern), follow(self.rough, pattern))
+        return replace(self, final=follow(self.final, pattern), rough=follow(self.rough, pattern))
 
     @property
     def is_staged(self) -> bool:
@@ -111,7 +116,8 @@ def default_plan(*, searched: bool, values: Values = "fp32") -> Plan:
     """
     begin: tuple[Step, ...] = (Greedy(),) if values == "fp32" else (Greedy(), Store(values))
     final = Repair(work=FINAL if searched else ALONE)
-    return Plan(Chain((*begin, final)), Chain((*begin, Repair(work=ROUGH))))
+    rough = Repair(work=ROUGH)
+    return Plan(Chain((*begin, final)), Chain((*begin, rough)), GAINS.get(values, GAIN))
 
 
 BEYOND = (2.0, 4.0)
@@ -167,7 +173,9 @@ def hunt(
         return [_alone(fix(plan.final, floor), floor, state, problem, judge)]
     margin = margin_of(problem.related)
     search = rough_search(plan, problem, floor, deadline)
-    finish = _Finish(plan.final, replace(search, margin=margin), state, problem, deadline)
+    finish = _Finish(
+        plan.final, replace(search, margin=margin), state, problem, deadline, plan.gain
+    )
     points = list(known)
     if not any(point.notes for point in points):  # interrupted
         points = search.points(state, problem, points)
@@ -225,6 +233,7 @@ class _Finish:
         state: where to begin.
         problem: the promise.
         deadline: a moment of ``time.monotonic`` after which it is not begun.
+        gain: how much further it may aim than what was tried.
     """
 
     step: Step
@@ -232,6 +241,7 @@ class _Finish:
     state: State
     problem: Problem
     deadline: float | None
+    gain: float
 
     @property
     def limit(self) -> float:
@@ -261,7 +271,7 @@ class _Finish:
         if self.deadline is not None and monotonic() > self.deadline:
             return points, known
         if refused is None:
-            sparsity = self.search.proposal(left, GAIN * limit)
+            sparsity = self.search.proposal(left, self.gain * limit)
             if any(point.upper > limit for point in left):  # no further than there is experience
                 sparsity = min(sparsity, max(point.sparsity for point in left))
         else:
