@@ -49,9 +49,11 @@ def fill_dense(tensor: TensorProto, sparse: SparseTensorProto, name: str = "") -
     dense = np.zeros(math.prod(shape), values.dtype)
     dense[places] = values
     tensor.dims.extend(shape)
-    tensor.data_type = helper.np_dtype_to_tensor_dtype(dense.dtype)
+    tensor.data_type = sparse.values.data_type
     tensor.name = sparse.values.name
-    tensor.raw_data = dense.tobytes()
+    raw = dense.tobytes()
+    del dense  # before the third copy
+    tensor.raw_data = raw
     if sparse.values.HasField("doc_string"):
         tensor.doc_string = sparse.values.doc_string
     tensor.metadata_props.extend(sparse.values.metadata_props)
