@@ -94,6 +94,9 @@ class _Finder:
             self.axes.pin_value(name, f"the model's input '{name}' is what it is")
         # A model that gives an input or a constant back has no node to meet it at.
         observe(self.network, self.weights, inputs, self._look)
+        for weight in prunable(self.model):
+            if weight.fixed and not weight.key.path:
+                self.axes.pin_value(weight.key.name, f"a weight cannot change: {weight.fixed}")
         for name in self.main.outputs:
             self.axes.pin_value(name, f"the model's output '{name}' is promised as it is")
             self._pin_sizes(name, "a size is an output of the model")

@@ -17,18 +17,20 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxpress_adapters.checker import check
+from onnxpress_adapters.element_types import element_types
 from onnxpress_adapters.errors import ExportError
 from onnxpress_adapters.run import from_numpy
 from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
-from onnxpress_adapters.walk import STANDARD_DOMAINS, constants, is_constant
+from onnxpress_adapters.walk import constants, is_constant
 from onnxpress_adapters.weights import WeightKey
+from onnxpress_exporters.packable import opset_of
 from onnxpress_exporters.shrink_bias import Fold
 from onnxpress_exporters.shrink_fold import Constants, constants_read
 from onnxpress_exporters.shrink_nodes import Names, Removal, adapt, drop_dead, used
 from onnxpress_exporters.write import patch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -98,7 +100,13 @@ def settle(
     return subject.groups.masked(values, gone, unread)
 
 
-def shrink(subject: Subject, changed: Mapping[WeightKey, np.ndarray], gone: np.ndarray) -> Shrunk:
+def shrink(
+    subject: Subject,
+    changed: Mapping[WeightKey, np.ndarray],
+    gone: np.ndarray,
+    *,
+    freeze: bool = False,
+) -> Shrunk:
     """Take removed units out of a model.
 
     Args:
@@ -106,6 +114,10 @@ def shrink(subject: Subject, changed: Mapping[WeightKey, np.ndarray], gone: np.n
         changed: new values of constants, in the shapes of the original, the removed units included:
             those of ``settle`` and whatever a repair made of the rest.
         gone: bool ``[units of all groups]``, as ``Groups.gone`` gives it.
+        freeze: whether no constant stays an input of the model, which a caller may set anew:
+            onnxruntime folds nothing into such a one and fuses no norm with its convolution. One
+            that was cut is none any more in any case (up to IR version 3 every constant is listed
+            as an input, no runtime takes another, and the list stays).
 
     Returns:
         A model that computes what the original with ``changed`` computes, up to rounding.
@@ -124,6 +136,8 @@ def shrink(subject: Subject, changed: Mapping[WeightKey, np.ndarray], gone: np.n
         stays.update(found.stays)
         gone[list(found.stays)] = False
     folded = _rewrite(patched, subject.groups, gone, found)
+    if freeze and patched.ir_version >= FREE_INITIALIZERS:
+        _free(patched.graph, {tensor.name for tensor in patched.graph.initializer})
     try:
         check(patched)
     except onnx.checker.ValidationError as error:
@@ -155,7 +169,7 @@ def _rewrite(
         return ()
     graph, removal = model.graph, Removal(groups, gone)
     before, names = used(graph), Names(graph)
-    opset = next((o.version for o in model.opset_import if o.domain in STANDARD_DOMAINS), 1)
+    opset = opset_of(model)
     # Places count the nodes of the original, so nodes are held before any comes or goes.
     readers = {place: graph.node[place] for place in found.shifts}
     folded = tuple(f"{node.op_type} '{node.name or node.output[0]}'" for node in readers.values())
@@ -163,9 +177,10 @@ def _rewrite(
     ahead: dict[int, list[NodeProto]] = {}
     for place, node in enumerate(graph.node):
         ahead[place] = adapt(node, removal, names, opset)
+    types = element_types(model) if readers else {}
     behind: dict[int, list[NodeProto]] = {}
     for place, node in readers.items():
-        behind[place] = Fold(graph, names, removal, node).add(found.shifts[place])
+        behind[place] = Fold(graph, names, removal, node, types).add(found.shifts[place])
     nodes = [
         each
         for place, node in enumerate(graph.node)
@@ -176,7 +191,7 @@ def _rewrite(
     graph.node.extend(copies)
     _forget_shapes(graph, removal)
     drop_dead(graph, before)
-    free_constants(model)
+    _list_inputs(model, removal)
     return folded
 
 
@@ -221,18 +236,26 @@ def _forget_shapes(graph: GraphProto, removal: Removal) -> None:
             del graph.value_info[place]
 
 
-def free_constants(model: ModelProto) -> None:
-    """Let no constant be an input as well, in the model given.
+def _list_inputs(model: ModelProto, removal: Removal) -> None:
+    """List constants as inputs as the IR version wants it: all of them, or none that was cut."""
+    graph = model.graph
+    cut = {
+        tensor.name
+        for tensor in graph.initializer
+        if removal.groups.places(tensor.name, removal.gone) is not None
+    }
+    old = model.ir_version < FREE_INITIALIZERS
+    _free(graph, cut)
+    known = {value.name for value in graph.input}
+    graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        for tensor in graph.initializer
+        if old and tensor.name not in known
+    )
 
-    Until IR version 3 every initializer had to be. A caller may then set it anew for each run, so
-    that onnxruntime folds nothing into it and fuses no norm with a convolution; and one that was
-    cut would not take what it took before.
 
-    Args:
-        model: changed in place; of IR version 4 at least afterwards.
-    """
-    names = {tensor.name for tensor in model.graph.initializer}
-    for place in reversed(range(len(model.graph.input))):
-        if model.graph.input[place].name in names:
-            del model.graph.input[place]
-    model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
+def _free(graph: GraphProto, names: Collection[str]) -> None:
+    """Let constants be no inputs of their graph."""
+    for place in reversed(range(len(graph.input))):
+        if graph.input[place].name in names:
+            del graph.input[place]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import GraphProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxpress_adapters.axes_products import GATES
 from onnxpress_adapters.errors import ExportError
+from onnxpress_adapters.prunable import FLOATS
 from onnxpress_adapters.walk import constants
 from onnxpress_exporters.shrink_nodes import CONVOLUTIONS, Names, Removal, by_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnxpress_exporters.shrink_fold import Shift
 
 BIASED = CONVOLUTIONS | {"Gemm", "FusedGemm"}
@@ -30,12 +33,14 @@ class Fold:
         names: of that graph.
         removal: what has left.
         node: of that graph.
+        types: ONNX element types of values by name, as far as they are known.
     """
 
     graph: GraphProto
     names: Names
     removal: Removal
     node: NodeProto
+    types: Mapping[str, int]
 
     def add(self, shift: Shift) -> list[NodeProto]:
         """Add it, and give the nodes that have to follow this one.
@@ -63,18 +68,15 @@ class Fold:
         """Add to the bias of the node; say no where that is computed."""
         node = self.node
         if slot < len(node.input) and node.input[slot]:
-            old = self._tensor(node.input[slot])
-            if old is None or old.dtype.kind != "f":
+            old = self._numbers(node.input[slot])
+            if old is None:
                 return False
             new = (old.astype(np.float64) + shift).astype(old.dtype)
             node.input[slot] = self.names.constant(new, f"{node.input[slot]}_shrunk")
             return True
-        kind = self._kind()
-        if kind is None:
-            return False
         while len(node.input) <= slot:
             node.input.append("")
-        node.input[slot] = self.names.constant(shift.astype(kind), f"{node.output[0]}_bias")
+        node.input[slot] = self.names.constant(self._cast(shift), f"{node.output[0]}_bias")
         return True
 
     def _behind(self, shift: np.ndarray) -> list[NodeProto]:
@@ -85,7 +87,7 @@ class Fold:
         if len(readers) == 1 and readers[0].op_type == "Add" and result not in outputs:
             follower = readers[0]
             slot = 1 - list(follower.input).index(result)
-            old = self._tensor(follower.input[slot])
+            old = self._numbers(follower.input[slot])
             if old is not None and old.ndim <= shift.ndim:
                 new = (old.astype(np.float64) + shift).astype(old.dtype)
                 # Leading axes of one entry say nothing.
@@ -93,9 +95,9 @@ class Fold:
                     new = new[0]
                 follower.input[slot] = self.names.constant(new, f"{follower.input[slot]}_shrunk")
                 return []
+        array = self._cast(shift)
         inner = self.names.fresh(f"{result}_without_constant")
         node.output[0] = inner
-        array = shift.astype(self._kind() or np.float32)
         added = [inner, self.names.constant(array, f"{result}_constant")]
         return [helper.make_node("Add", added, [result], name=self.names.fresh(f"{result}_add"))]
 
@@ -109,19 +111,17 @@ class Fold:
                 "removed units say cannot be added; keep the units it reads"
             )
 
-    def _tensor(self, name: str) -> np.ndarray | None:
+    def _numbers(self, name: str) -> np.ndarray | None:
+        """Give a constant of floating-point numbers; None for anything else."""
         for known, tensor in constants(self.graph):
-            if known == name:
+            if known == name and tensor.data_type in FLOATS:
                 return numpy_helper.to_array(tensor)
         return None
 
-    def _kind(self) -> np.dtype[Any] | None:
-        """Give the type of the numbers of the node, where a constant shows it."""
-        for name in self.node.input[:BIAS]:
-            found = self._tensor(name) if name else None
-            if found is not None and found.dtype.kind == "f":
-                return found.dtype
-        return None
+    def _cast(self, shift: np.ndarray) -> np.ndarray:
+        """Give numbers the type of what the node computes."""
+        kind = self.types.get(self.node.output[0], TensorProto.FLOAT)
+        return shift.astype(helper.tensor_dtype_to_np_dtype(kind))
 
 
 def _number(node: NodeProto, name: str, default: float) -> float:

@@ -20,6 +20,7 @@ from onnxpress_adapters import ops
 from onnxpress_adapters.axes_products import GATES, MICROSOFT
 from onnxpress_adapters.groups_trace import observe
 from onnxpress_adapters.lanes import SHAPES
+from onnxpress_adapters.registry import LATEST
 
 if TYPE_CHECKING:
     from onnxpress_adapters.graph import Instruction
@@ -39,8 +40,12 @@ order does to float32."""
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv"})
 PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm"}) | CONVOLUTIONS
+BARE = {"FusedConv": "Conv", "FusedGemm": "Gemm"}
+"""Products with an activation, and the operator without it."""
+
 FACTORS = PRODUCTS | {"Mul", "Einsum"}
-"""Operators whose result is zero where one of the first two inputs is."""
+"""Operators whose result is zero where one of the first two inputs is; that of Div is where the
+first one is."""
 
 VARIES = "what {} reads of it depends on the input"
 BORDER = "what {} reads of it is a constant that differs from place to place"
@@ -203,9 +208,8 @@ class _Follower:
     ) -> Mask:
         """Mark the units one factor makes zero, whatever the other one is."""
         found = self._none()
-        if node.operator not in FACTORS:
-            return found
-        for slot, name in enumerate(node.inputs[:2]):
+        factors = 2 if node.operator in FACTORS else 1 if node.operator == "Div" else 0
+        for slot, name in enumerate(node.inputs[:factors]):
             found |= self._zero(name, values, read.get(slot, ())) & ~self._wild(name)
         return found
 
@@ -233,7 +237,7 @@ class _Follower:
         node = instruction.node
         for slot in (0, 1):
             x, other = node.inputs[slot], node.inputs[1 - slot]
-            if x in self.fixed:
+            if x in self.fixed and other not in self.fixed:
                 continue
             units = self._along(x, read[slot]) & ~self._silent(other, values, read[1 - slot])
             if not units.any():
@@ -286,8 +290,8 @@ class _Follower:
         shape[axis] = -1
         only = torch.where(held.reshape(shape), x, torch.zeros_like(x))
         entry = instruction.entry
-        if node.operator == "FusedConv":  # without the activation that follows
-            entry = ops.load().find("", "Conv", 11)
+        if node.operator in BARE:
+            entry = ops.load().find("", BARE[node.operator], LATEST)
         assert entry is not None, node.operator
         added = entry.convert(node, *((only, other) if slot == 0 else (other, only)))
         # With the weight on the left its units are the rows of the result.

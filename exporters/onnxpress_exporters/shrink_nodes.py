@@ -20,6 +20,7 @@ from onnxpress_adapters.errors import ExportError
 from onnxpress_adapters.walk import STANDARD_DOMAINS
 
 if TYPE_CHECKING:
+    from onnxpress_adapters.axes_numbers import Ledger
     from onnxpress_adapters.groups import Groups
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv"})
@@ -34,10 +35,12 @@ class Names:
     Attributes:
         graph: the graph they are for.
         made: new constants by their content, so that none is written twice.
+        told: new shapes by the old one and by how they differ, likewise.
     """
 
     graph: GraphProto
     made: dict[tuple[bytes, str, tuple[int, ...]], str] = field(default_factory=dict)
+    told: dict[tuple[str, bytes], str] = field(default_factory=dict)
     _taken: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -274,11 +277,39 @@ def _target(node: NodeProto, removal: Removal, names: Names) -> list[NodeProto]:
         node.input[slot] = names.constant(numbers.values + delta, stem)
         return []
     # The rest is read from sizes, which change by themselves.
-    change = names.constant(delta, f"{stem}_change")
+    old = node.input[slot]
+    known = names.told.get((old, delta.tobytes()))
+    if known is not None:
+        node.input[slot] = known
+        return []
     told = names.fresh(stem)
-    add = helper.make_node("Add", [node.input[slot], change], [told], name=names.fresh(told))
-    node.input[slot] = told
-    return [add]
+    names.told[old, delta.tobytes()] = node.input[slot] = told
+    joined = _joined(old, told, delta, removal.groups.ledger, names)
+    if joined is not None:
+        return [joined]
+    change = names.constant(delta, f"{stem}_change")
+    return [helper.make_node("Add", [old, change], [told], name=names.fresh(f"{told}_add"))]
+
+
+def _joined(
+    old: str, told: str, delta: np.ndarray, ledger: Ledger, names: Names
+) -> NodeProto | None:
+    """Make a shape that is a Concat anew, with other constants; None where it is none."""
+    (maker,) = [node for node in names.graph.node if old in node.output]
+    if maker.op_type != "Concat":
+        return None
+    parts, begin = [], 0
+    for name in maker.input:
+        numbers = ledger.known[name]
+        change = delta[begin : begin + len(numbers.values)]
+        begin += len(numbers.values)
+        if not change.any():
+            parts.append(name)
+        elif numbers.all_fixed:
+            parts.append(names.constant(numbers.values + change, f"{name}_shrunk"))
+        else:
+            return None
+    return helper.make_node("Concat", parts, [told], name=names.fresh(f"{told}_concat"), axis=0)
 
 
 def _resized(number: int, leaving: np.ndarray) -> int:

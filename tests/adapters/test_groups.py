@@ -12,7 +12,7 @@ from group_cases import CASES
 from group_cases_images import gate as gate_case
 from group_cases_images import old_slopes, residual
 from group_cases_moves import flattened
-from hand_built import build, key, op
+from hand_built import Array, build, key, op
 from hand_built import graph as body
 from onnxpress_adapters.axes import Role
 from onnxpress_adapters.errors import MisuseError
@@ -303,6 +303,23 @@ def test_sizes_that_arithmetic_uses_keep_their_axis() -> None:
     ]
     case = made(nodes, [], random(w1=(6, 8), w2=(8, 2)) | {"two": whole(2)})
     assert reason(case) == "Mul 't' computes with its size"
+
+
+def test_a_weight_that_cannot_change_keeps_its_units() -> None:
+    constants: dict[str, Array] = {
+        "q1": np.ones((6, 8), np.uint8),
+        "s1": np.array(0.1, np.float32),
+        "z1": np.array(3, np.uint8),
+    }
+    nodes = [
+        op("DequantizeLinear", "q1 s1 z1", "w1"),
+        op("MatMul", "x w1", "h1"),
+        op("MatMul", "h1 w2", "y"),
+    ]
+    case = made(nodes, [], constants | random(w2=(8, 2)))
+    assert reason(case, "q1") == (
+        "a weight cannot change: its zero point is not 0, so a stored 0 is not a zero"
+    )
 
 
 def test_a_size_that_is_an_output_stays() -> None:
