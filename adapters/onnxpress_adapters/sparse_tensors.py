@@ -13,6 +13,7 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, TensorProto, helper, numpy_helper
 
 from onnxpress_adapters.errors import BrokenModelError
+from onnxpress_adapters.tensors import PACKED_BITS
 from onnxpress_adapters.walk import holders, is_constant
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def fill_dense(tensor: TensorProto, sparse: SparseTensorProto, name: str = "") -
     tensor.dims.extend(shape)
     tensor.data_type = sparse.values.data_type
     tensor.name = sparse.values.name
-    raw = dense.tobytes()
+    narrow = sparse.values.data_type in PACKED_BITS
+    raw = numpy_helper.from_array(dense).raw_data if narrow else dense.tobytes()
     del dense  # before the third copy
     tensor.raw_data = raw
     if sparse.values.HasField("doc_string"):

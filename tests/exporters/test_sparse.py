@@ -45,6 +45,15 @@ def test_minus_zero_and_nan_survive(dtype: type) -> None:
     assert back.tobytes() == array.tobytes()
 
 
+def test_numbers_that_share_bytes_come_back_sharing_them() -> None:
+    array = np.array([0, 3, 0, -2, 7], ml_dtypes.int4)
+    places = numpy_helper.from_array(np.array([1, 3, 4], np.int64))
+    values = numpy_helper.from_array(array[[1, 3, 4]], "w")
+    back = to_dense(helper.make_sparse_tensor(values, places, [5]))
+    assert (back.data_type, len(back.raw_data)) == (TensorProto.INT4, 3)
+    assert numpy_helper.to_array(back).tolist() == array.tolist()
+
+
 def test_a_tensor_of_zeros_has_no_entries() -> None:
     sparse = to_sparse("w", np.zeros((3, 4), np.float32))
     assert list(sparse.indices.dims) == [0]
