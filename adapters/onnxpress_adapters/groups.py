@@ -1,8 +1,9 @@
 """Units of a model that can leave: channels, hidden units, heads, and all that leaves with each.
 
 A *unit* is a set of positions along axes of constants that must leave together: a row of a weight,
-the entry of a bias, the channel of a norm, the column of the next weight. Units that the same axes
-of the same constants belong to are a *group*. ``groups_find`` finds them.
+the entry of a bias, the channel of a norm, the column of the next weight. Units on the same axes of
+the same values are a *group*: as long as one of them stays, no axis becomes empty. ``groups_find``
+finds them.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ class _Sorter:
         classes, count = self.classes, 0
         number = np.full(len(classes.reason), -1, np.int64)
         found: list[tuple[str, int, int, tuple[Slot, ...]]] = []
-        for signature, members in sorted(self._alike().items(), key=self._order):
+        for signature, members in sorted(self._alike(), key=self._order):
             makers = [
                 name
                 for name, _, role in signature
@@ -221,8 +221,8 @@ class _Sorter:
         )
         return Groups(groups, self._reasons(groups), axes, ledger)
 
-    def _alike(self) -> dict[tuple[Slot, ...], list[int]]:
-        """Put the classes together that have the same axes of the same constants."""
+    def _alike(self) -> list[tuple[tuple[Slot, ...], list[int]]]:
+        """Put the classes together that stand on the same axes, with their slots in constants."""
         classes = self.classes
         slots: dict[int, list[Slot]] = {}
         for name, shape in sorted(self.constants.items(), key=lambda item: self._place(item[0])):
@@ -234,10 +234,25 @@ class _Sorter:
                 for each, role in zip(held.tolist(), roles.tolist(), strict=True):
                     if classes.reason[each] == FREE:
                         slots.setdefault(each, []).append((name, axis, role))
-        alike: dict[tuple[Slot, ...], list[int]] = {}
+        met = self._met()
+        alike: dict[tuple[tuple[Slot, ...], int], list[int]] = {}
         for each, signature in slots.items():
-            alike.setdefault(tuple(signature), []).append(each)
-        return alike
+            alike.setdefault((tuple(signature), int(met[each])), []).append(each)
+        return [(signature, members) for (signature, _), members in alike.items()]
+
+    def _met(self) -> np.ndarray:
+        """Give each class a number that is the same for classes on the same axes of all values.
+
+        One unit that stays is then enough for no axis of any value to become empty. The number is a
+        sum of random ones, one per axis, so that axes need not be listed class by class.
+        """
+        rng = np.random.default_rng(0)
+        met = np.zeros(len(self.classes.reason), np.uint64)
+        for name, shape in self.axes.shapes.items():
+            for axis in range(len(shape)):
+                on = np.unique(self.classes.of_cell[self.axes.of(name, axis)])
+                met[on] += rng.integers(1 << 63, dtype=np.uint64)
+        return met
 
     def _place(self, name: str) -> int:
         """Give the place of the first node that reads a constant."""

@@ -16,7 +16,6 @@ from onnx import AttributeProto, GraphProto, NodeProto, helper, numpy_helper
 
 from onnxpress_adapters.axes_numbers import TARGETS
 from onnxpress_adapters.axes_products import GATES
-from onnxpress_adapters.errors import ExportError
 from onnxpress_adapters.walk import STANDARD_DOMAINS
 
 if TYPE_CHECKING:
@@ -171,8 +170,6 @@ def _split(node: NodeProto, removal: Removal, names: Names, opset: int) -> None:
     for name, known in zip(node.output, places, strict=True):
         size = removal.size(name, axis) if known is not None else None
         new.append(sizes[name][axis] if size is None else size)
-    if not all(new):
-        raise ExportError(f"Split '{node.name}' would give an empty part; keep a unit of each")
     _drop(node, "num_outputs")
     if opset < SPLIT_AS_INPUT:
         _set(node, "split", new)

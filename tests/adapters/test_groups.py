@@ -390,6 +390,20 @@ def test_rows_cut_into_rows_of_another_length_stay() -> None:
     )
 
 
+def test_units_on_different_axes_of_some_value_are_different_groups() -> None:
+    """All rows of the weight are read by the same one, but no part of the Split may be empty."""
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Split", "h1 sizes", "a b c", axis=1),
+        op("Relu", "a", "d"),
+        op("Concat", "d b c", "h2", axis=1),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    constants = random(w1=(6, 8), w2=(8, 2)) | {"sizes": whole(4, 3, 1)}
+    case = made(nodes, [], constants)
+    assert [group.units for group in groups_of(case).groups] == [4, 3]
+
+
 def test_one_of_a_kind_stays() -> None:
     nodes = [op("MatMul", "x w1", "h1"), op("MatMul", "h1 w2", "y")]
     assert reason(made(nodes, [], random(w1=(6, 1), w2=(1, 2)))) == (
