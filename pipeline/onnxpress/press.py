@@ -124,6 +124,11 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         judged.append(_judged(job, model, problem, samples, candidate))
         return judged[-1].excess(tolerance)
 
+    def weigh(found: State) -> int:
+        changed = changed_by(found, job, model, problem)
+        made = patch(model, changed, job.written, found.storage, freeze=job.freeze)
+        return int(made.model.ByteSize())
+
     with one_thread_spared(), full_precision():
         if job.recipe == SMALLEST:
             storages = storages_for(model, state.free, freeze=job.freeze)
@@ -131,6 +136,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
                 storages,
                 state,
                 problem,
+                weigh,
                 pattern=job.pattern,
                 sparsity=job.sparsity,
                 deadline=deadline,

@@ -9,7 +9,7 @@ beat.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log2
 from time import monotonic
@@ -32,6 +32,10 @@ BITS: Mapping[Values, float] = {"fp32": 32, "fp16": 16, "int8": 8, "int6": 6, "i
 
 FIRST: Values = "int6"
 """What is tried first; where no sparsity is within the tolerance, those of more bits are."""
+
+FEW = 1 << 15
+FIRST_OF_FEW: Values = "int8"
+"""What is tried first with fewer weights: whole bytes need the least to decode them."""
 
 WORTH = 0.97
 """Share of the bytes another storage has to take to be worth a trial."""
@@ -88,6 +92,7 @@ def choose(
     storages: Sequence[Values],
     state: State,
     problem: Problem,
+    weigh: Callable[[State], int],
     *,
     pattern: str = "none",
     sparsity: float | None = None,
@@ -99,6 +104,7 @@ def choose(
         storages: to choose from.
         state: where to begin.
         problem: the promise; it has a tolerance.
+        weigh: gives the bytes of the file a state makes.
         pattern: of the zeros, as ``Greedy`` takes it.
         sparsity: zeros over all prunable weights, the least to accept; None for any.
         deadline: a moment of ``time.monotonic``; half of the time until then is for this.
@@ -108,13 +114,20 @@ def choose(
     """
     floor = 0.0 if sparsity is None else over_free(state, sparsity)
     ranked = [values for values in BITS if values in storages]
-    first = max(
-        (place for place, each in enumerate(ranked) if BITS[each] >= BITS[FIRST]), default=0
-    )
+    entries = sum(state.weights[key].values.numel() for key in state.free)
+    least = BITS[FIRST_OF_FEW if entries < FEW else FIRST]
+    first = max((place for place, each in enumerate(ranked) if BITS[each] >= least), default=0)
     lines = []
+    sizes: dict[int, int] = {}
+
+    def size(found: State) -> int:
+        if id(found) not in sizes:
+            sizes[id(found)] = weigh(found)
+        return sizes[id(found)]
+
     for place in range(first, -1, -1):
         best = _Trial.of(ranked[place], pattern, problem, floor, deadline).searched(state, problem)
-        lines.append(best.told)
+        lines.append(best.told(size))
         if best.is_within:
             break
     for values in ranked[first + 1 :] if best.values == ranked[first] and best.is_within else ():
@@ -126,8 +139,8 @@ def choose(
         except KeyboardInterrupt:
             best = replace(best, points=tuple(_interrupted(point) for point in best.points))
             break
-        lines.append(other.told)
-        if not other.is_within:
+        lines.append(other.told(size))
+        if not other.is_within or other.size_bytes(size) >= best.size_bytes(size):
             break
         best = other
     return Choice(best.plan, best.points, f"values as {best.values}; tried {', '.join(lines)}")
@@ -185,12 +198,16 @@ class _Trial:
         late = self.search.deadline is not None and monotonic() > self.search.deadline
         return late or any(point.notes for point in self.points)
 
-    @property
-    def told(self) -> str:
-        """What came of it, for the report."""
+    def size_bytes(self, weigh: Callable[[State], int]) -> int:
+        """Weigh the best candidate."""
+        return weigh(best_of(self.points, self.limit).state)
+
+    def told(self, weigh: Callable[[State], int]) -> str:
+        """Say what came of it, for the report."""
         if self.is_within:
             reached = best_of(self.points, self.limit).sparsity
-            return f"{self.values} (within at sparsity {reached:.2f})"
+            size = self.size_bytes(weigh)
+            return f"{self.values} (within at sparsity {reached:.2f}: {size:,} bytes)"
         least = min(self.points, key=lambda point: point.sparsity)
         return f"{self.values} (beyond at sparsity {least.sparsity:.2f})"
 

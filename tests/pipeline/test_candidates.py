@@ -23,6 +23,7 @@ from onnxpress.candidates import (
     RESERVE,
     ROUGH,
     ROUGHLY,
+    ROUNDED,
     Candidate,
     Plan,
     default_plan,
@@ -71,8 +72,14 @@ def test_the_default_plan_is_open() -> None:
     assert is_open(plan.rough)
     assert plan.is_staged
     plan = default_plan(searched=True, values="int8")
-    assert plan.final == Chain((Greedy(), Store("int8"), Repair(work=FINAL)))
-    assert plan.rough == Chain((Greedy(), Store("int8"), Repair(work=ROUGH)))
+    for chain, work in ((plan.final, FINAL), (plan.rough, ROUGH)):
+        assert isinstance(chain, Chain)
+        greedy, before, store, after = chain.steps
+        assert (greedy, store) == (Greedy(), Store("int8"))
+        assert isinstance(before, Repair)
+        assert isinstance(after, Repair)
+        assert after.work == ROUNDED * work
+        assert before.work + after.work == work
     assert not Plan.of(plan.final).is_staged
 
 

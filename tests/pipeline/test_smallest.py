@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from onnxpress.job import Job
 from onnxpress.press import compress
 from onnxpress.recipe import json_schema, load_recipe
 from onnxpress.smallest import BITS, bits_per_weight, breaking_even, choose, storages_for
+from onnxpress.state import State
 from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.prunable import prunable
@@ -31,8 +33,13 @@ def never(sparsity: float) -> float:
 
 
 @pytest.fixture
-def laws(monkeypatch: pytest.MonkeyPatch) -> dict[Values, Fake]:
-    """A step for each way to store values, whose d follows a law; never within unless set."""
+def laws(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> dict[Values, Fake]:
+    """A step for each way to store values, whose d follows a law; never within unless set.
+
+    Networks count as large here, but for one test.
+    """
+    if request.node.name != "test_with_few_weights_whole_bytes_come_first":
+        monkeypatch.setattr(smallest, "FEW", 0)
     steps: dict[Values, Fake] = {values: Fake(never) for values in BITS}
 
     def plan(*, searched: bool, values: Values) -> Plan:
@@ -43,12 +50,19 @@ def laws(monkeypatch: pytest.MonkeyPatch) -> dict[Values, Fake]:
     return steps
 
 
-def chosen(laws: dict[Values, Fake], known: dict[Values, Law]) -> tuple[str, str]:
-    """Give the storage that is chosen, and what is told."""
+def chosen(
+    laws: dict[Values, Fake], known: dict[Values, Law], sizes: Sequence[int] = range(20, 0, -1)
+) -> tuple[str, str]:
+    """Give the storage that is chosen, and what is told; each weighing gives the next size."""
+    left = iter(sizes)
+
+    def weigh(_: State) -> int:
+        return next(left)
+
     for values, law in known.items():
         laws[values] = Fake(law)
     case = plain_case()
-    choice = choose(tuple(BITS), case.state, case.problem)
+    choice = choose(tuple(BITS), case.state, case.problem, weigh)
     (values,) = [name for name, step in laws.items() if choice.plan.final is step]
     assert choice.points
     return values, choice.told
@@ -65,6 +79,20 @@ def test_the_narrowest_that_loses_little_is_chosen(laws: dict[Values, Fake]) -> 
     fewer = bits_per_weight(tried, "int4") / bits_per_weight(0.79, "int5")
     assert 0.9 < fewer < 1.0
     assert not laws["int8"].tried
+
+
+def test_what_does_not_make_a_smaller_file_is_not_chosen(laws: dict[Values, Fake]) -> None:
+    known: dict[Values, Law] = {"int6": power(0.8, 3.5), "int5": power(0.79, 3.5)}
+    values, told = chosen(laws, known, (900, 901))
+    assert values == "int6"
+    assert "int5 (within at sparsity 0.7" in told
+    assert "901 bytes)" in told
+    assert not laws["int4"].tried
+
+
+def test_with_few_weights_whole_bytes_come_first(laws: dict[Values, Fake]) -> None:
+    assert chosen(laws, {"int8": power(0.8, 3.5)}, (1,))[0] == "int8"
+    assert len(laws["int6"].tried) == 1
 
 
 def test_more_bits_where_fewer_are_beyond(laws: dict[Values, Fake]) -> None:
@@ -85,7 +113,7 @@ def test_an_interrupted_challenge_leaves_what_there_is(laws: dict[Values, Fake])
 
     laws["int6"], laws["int5"] = Fake(power(0.8, 3.5)), Fake(stop)
     case = plain_case()
-    choice = choose(tuple(BITS), case.state, case.problem)
+    choice = choose(tuple(BITS), case.state, case.problem, lambda _: 1)
     assert choice.plan.final is laws["int6"]
     assert all(point.notes for point in choice.points)
 
