@@ -138,12 +138,46 @@ def gauss_newton(
     Source:
         Hutchinson 1990; the diagonal Gauss-Newton of LeCun, Denker, Solla 1989, section 3.
     """
+    totals = {key: torch.zeros_like(tensors[key]) for key in keys}
+    draws = enough_draws(objective, draws)
+    for gradients in signed_gradients(objective, tensors, keys, draws, generator):
+        for key, gradient in gradients.items():
+            totals[key] += gradient.square() / draws
+    return totals
+
+
+def enough_draws(objective: Objective, draws: int) -> int:
+    """Give the draws asked for, or as many up to ``MOST_DRAWS`` as ``DIAGONAL_UNITS`` pay for."""
+    cost = objective.cost
+    size = cost.draw_size(len(objective.problem.fit[0]))
+    return max(draws, min(MOST_DRAWS, cost.steps(DIAGONAL_UNITS, size)))
+
+
+def signed_gradients(
+    objective: Objective,
+    tensors: Mapping[WeightKey, Tensor],
+    keys: Sequence[WeightKey],
+    draws: int,
+    generator: torch.Generator,
+) -> Iterator[dict[WeightKey, Tensor]]:
+    """Draw gradients g of the outputs under random signs, so that E (vᵀg)² = vᵀGv for every v.
+
+    G is the Gauss-Newton matrix of d. See ``gauss_newton``, which squares entry by entry.
+
+    Args:
+        objective: d and its scales.
+        tensors: the weights to linearise at, laid over the reference.
+        keys: the weights wanted.
+        draws: how many.
+        generator: source of the signs.
+
+    Yields:
+        Key to gradient; a weight without one is missing.
+    """
     problem, cost = objective.problem, objective.cost
     samples = len(problem.fit[0])
     size = cost.draw_size(samples)
-    draws = max(draws, min(MOST_DRAWS, cost.steps(DIAGONAL_UNITS, size)))
     order = torch.randperm(samples, generator=generator).to(problem.device)
-    totals = {key: torch.zeros_like(tensors[key]) for key in keys}
     for draw in range(draws):
         places = order[torch.arange(draw * size, (draw + 1) * size, device=order.device) % samples]
         leaves = {key: tensors[key].detach().requires_grad_() for key in keys}
@@ -169,10 +203,7 @@ def gauss_newton(
             return total
 
         accumulate(objective.batch, list(leaves.values()), size, signed)
-        for key, leaf in leaves.items():
-            if leaf.grad is not None:
-                totals[key] += leaf.grad.square() / draws
-    return totals
+        yield {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
 
 
 def predicted_rise(values: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:

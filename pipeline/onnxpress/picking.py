@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import torch
 from onnx import numpy_helper
 
 from onnxpress.candidates import MOST_JUDGED, margin_of
@@ -18,6 +19,7 @@ from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
 from onnxpress.require import parse_requirements, timed
 from onnxpress.samples import Arrays, count, from_data, from_domains, labels_of, load_data
+from onnxpress.shrinking import Slim, imported, slimmed
 from onnxpress.trace import Stored, Trace, digest_of, load_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
 from onnxpress.weighing import weigh
@@ -93,16 +95,18 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
     check_plain(inputs, outputs)
     tolerance, notes = _tolerance(job, trace, outputs)
     arrays = _samples(job, trace, inputs)
-    judged: list[tuple[int, Patched, Judgement]] = []
+    judged: list[tuple[int, Patched, Slim, Judgement]] = []
     for place in _order(trace, tolerance, job.sparsity):
         progress("judging", 0.5, f"sparsity {trace.candidates[place].sparsity:.3f} in onnxruntime")
-        changed, storage = _changed(trace, place, model), trace.storage(place)
-        patched = patch(model, changed, job.form, storage, freeze=job.freeze)
+        slim = Slim(model, _changed(trace, place, model), trace.storage(place))
+        if "Units(" in trace.candidates[place].steps:
+            slim = _without_units(slim, trace, arrays)
+        patched = patch(slim.model, slim.changed, job.form, slim.storage, freeze=job.freeze)
         found = judge(model, patched.model, arrays, tolerance, origin.seed)
-        judged.append((place, patched, found))
+        judged.append((place, patched, slim, found))
         if found.decision.verdict == "within":
             break
-    chosen, patched, found = min(judged, key=lambda one: one[2].rank)
+    chosen, patched, slim, found = min(judged, key=lambda one: one[3].rank)
     candidate = trace.candidates[chosen]
     counts = SampleCounts(*origin.samples, count(arrays))
     seen = (counts.fit, counts.choose, counts.judge)
@@ -111,7 +115,7 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
     )
     provenance.stamp(patched.model)
     within = found.decision.verdict == "within"
-    outcome = weigh(path, model, patched, trace.storage(chosen), target, tables=origin.embeddings)
+    outcome = weigh(path, model, patched, slim.storage, target, tables=origin.embeddings)
     required = parse_requirements(job.require)
     latency = None
     if required.latency is not None and within:
@@ -148,8 +152,18 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
         curve=_curve(trace, candidate),
         steps=candidate.steps,
         log=candidate.log,
-        notes=notes,
+        notes=(*notes, *slim.notes),
     )
+
+
+def _without_units(slim: Slim, trace: Trace, arrays: Arrays) -> Slim:
+    """Take the units out that a candidate has only zeros for."""
+    origin = trace.origin
+    subject = imported(slim.model, arrays, tables=origin.embeddings)
+    supports = {
+        key: torch.from_numpy(slim.changed[key] != 0) for key in origin.free if key in slim.changed
+    }
+    return slimmed(subject, supports, slim.changed, slim.storage)
 
 
 def _check(job: PickJob, path: Path, target: Path) -> None:

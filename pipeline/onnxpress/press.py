@@ -37,6 +37,7 @@ from onnxpress.samples import (
     load_data,
 )
 from onnxpress.search import Point
+from onnxpress.shrinking import Slim, slimmed, subject_of, wants_groups, with_groups
 from onnxpress.smallest import choose, storages_for
 from onnxpress.state import State
 from onnxpress.step import Step, is_open, matches
@@ -108,6 +109,8 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     check_runs(model, samples.judge)  # refused now, not after all the work
     state = _first_state(job, model, problem, free)
     plan = _plan(job, searched=tolerance is not None)
+    if wants_groups(plan.final):
+        problem = with_groups(problem, model)
     enough = Pattern.parse(job.pattern).most > 0  # n:m says by itself how far to go
     if job.sparsity is None and tolerance is None and is_open(plan.final) and not enough:
         raise MisuseError(
@@ -182,6 +185,7 @@ class _Judged:
     candidate: Candidate
     patched: Patched
     judgement: Judgement
+    slim: Slim
     notes: tuple[str, ...] = ()
 
     def excess(self, tolerance: Tolerance | None) -> float:
@@ -361,12 +365,15 @@ def _judged(
     """Make the file's model and let onnxruntime judge it."""
     problem.progress("judging", 0.95, f"sparsity {candidate.state.sparsity:.3f} in onnxruntime")
     state = candidate.state
-    changed = changed_by(state, job, model, problem)
-    made = partial(patch, model, changed, job.written, state.storage)
+    slim = Slim(model, changed_by(state, job, model, problem), state.storage)
+    if (subject := subject_of(model, problem)) is not None:
+        supports = {key: state.weights[key].support for key in state.free}
+        slim = slimmed(subject, supports, slim.changed, state.storage)
+    made = partial(patch, slim.model, slim.changed, job.written, slim.storage)
     patched = made(freeze=job.freeze)
     judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
     settable = told_of_settable(patched, partial(made, freeze=True))
-    return _Judged(candidate, patched, judgement, settable)
+    return _Judged(candidate, patched, judgement, slim, settable)
 
 
 def _report(
@@ -392,7 +399,7 @@ def _report(
         job.model,
         model,
         last.patched,
-        last.candidate.state.storage,
+        last.slim.storage,
         job.target,
         tables=job.embeddings,
     )
@@ -464,7 +471,7 @@ def _curve(points: Sequence[Point], chosen: State) -> tuple[CurvePoint, ...]:
 
 
 def _notes(problem: Problem, samples: Samples, last: _Judged) -> tuple[str, ...]:
-    notes = list(last.candidate.notes)
+    notes = [*last.candidate.notes, *last.slim.notes]
     blocked = problem.network.program.blocked
     held = sorted({blocked[key] for key in last.candidate.state.weights if key in blocked})
     if held:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onnxpress_adapters.errors import MisuseError
+from onnxpress_adapters.groups import Groups
 from onnxpress_adapters.network import Network
 from onnxpress_adapters.weights import WeightKey
 
@@ -92,6 +93,7 @@ class Problem:
         effort: scales how much work steps do; 1 is the default.
         related: whether the inputs are samples of a data set, which may resemble each other more
             than new ones will, and not independent draws from a domain.
+        groups: which units leave together; None where no step asks for it.
         progress: told how far the work is.
         memo: what depends on nothing but the problem and is worth computing once (the scales of
             the outputs, the layer Hessians of the reference).
@@ -107,6 +109,7 @@ class Problem:
     seed: int
     effort: float = 1.0
     related: bool = False
+    groups: Groups | None = None
     progress: Progress = field(default=silent, repr=False)
     memo: dict[object, object] = field(default_factory=dict, repr=False)
 

@@ -32,6 +32,7 @@ from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.refit import Refit
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store
+from onnxpress.steps.units import Units
 from onnxpress_adapters.errors import MisuseError, OnnxpressError
 
 STEPS: Mapping[str, type[Any]] = {
@@ -41,6 +42,7 @@ STEPS: Mapping[str, type[Any]] = {
     "refit": Refit,
     "repair": Repair,
     "store": Store,
+    "units": Units,
     "only": Only,
     "chain": Chain,
     "search": Search,

@@ -34,9 +34,9 @@ class LayerRow:
         shape: in the file.
         elements: how many entries it has.
         zeros_before: in the original.
-        zeros_after: in the pressed model.
+        zeros_after: in the pressed model, what left with its unit included.
         form: how it is written: ``"dense"``, ``"sparse"``, or ``"packed: "`` and how; empty where
-            that is not known.
+            that is not known; and the shape that is left where units left.
     """
 
     name: str
@@ -80,8 +80,9 @@ def weigh(
     plain = densify(patched.model)
     zeros, elements = count_zeros(plain, tables=tables)
     zeros_before, elements_before = count_zeros(original, tables=tables)
+    zeros += elements_before - elements  # what left with its unit
     return Outcome(
-        zeros / elements if elements else 0.0,
+        zeros / elements_before if elements_before else 0.0,
         zeros_before / elements_before if elements_before else 0.0,
         Sizes(FileSize.of(path), FileSize.of_written(patched.model, target, room(path))),
         layer_rows(original, plain, patched.forms, tables=tables),
@@ -103,8 +104,8 @@ def layer_rows(
 
     Args:
         original: dense.
-        pressed: dense, with other values in the same weights. A weight only one of the two has is
-            left out.
+        pressed: dense, with other values in the same weights; units may have left it. A weight only
+            one of the two has is left out.
         forms: how each weight is written, where that is known.
         tables: whether the tables of Gather count as prunable.
     """
@@ -116,12 +117,23 @@ def layer_rows(
             shape=tuple(weight.tensor.dims),
             elements=weight.elements,
             zeros_before=_zeros(weight),
-            zeros_after=_zeros(after[weight.key]),
-            form=(forms or {}).get(weight.key, ""),
+            zeros_after=weight.elements - _kept(after[weight.key]),
+            form=_form(weight, after[weight.key], (forms or {}).get(weight.key, "")),
         )
         for weight in prunable(original, tables=tables)
-        if weight.key in after and after[weight.key].tensor.dims == weight.tensor.dims
+        if weight.key in after and len(after[weight.key].tensor.dims) == len(weight.tensor.dims)
     )
+
+
+def _kept(weight: Prunable) -> int:
+    return int((numpy_helper.to_array(weight.tensor) != 0).sum())
+
+
+def _form(old: Prunable, new: Prunable, form: str) -> str:
+    """Say how a weight is written, and what is left of its shape where units left."""
+    if old.tensor.dims == new.tensor.dims:
+        return form
+    return f"{form} as {'x'.join(map(str, new.tensor.dims))}".strip()
 
 
 def _zeros(weight: Prunable) -> int:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from onnxpress import obs
 from onnxpress.curvature import gauss_newton
-from onnxpress.layerwise import REFIT_ROUNDS, allocated, curves_of, hessians_of
+from onnxpress.layerwise import allocated, curves_of
 from onnxpress.objective import Objective, objective_of
 from onnxpress.pattern import FREE, Pattern
+from onnxpress.removal import layers_by_key, without
 from onnxpress.step import target_count
 from onnxpress.steps.repair import Repair
-from onnxpress.support import cut, keep_patterned, touched, unpatterned
+from onnxpress.support import keep_patterned, touched, unpatterned
 from onnxpress_adapters.errors import StepError
 from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.weights import Dense, WeightKey
@@ -99,13 +99,13 @@ class Greedy:
             raise StepError(f"{self} has no sparsity: give it one, or put it in a search")
         objective = objective_of(problem)
         goal = target_count(state, self.sparsity)
-        note = unpatterned(state.free, Pattern.parse(self.pattern), _layers(objective))
+        note = unpatterned(state.free, Pattern.parse(self.pattern), layers_by_key(objective))
         state = state.noted(note) if note else state
         if _is_untouched(state, problem):
             first = max(goal, target_count(state, min(self.layerwise, 1.0)))
             state = self._layer_by_layer(state, objective, first)
         elif excess := self._excess(state, objective):
-            state = self.between(self._without(state, objective, excess), problem)
+            state = self.between(without(state, objective, excess), problem)
         share = self.block
         while _kept(state) > goal:
             state, share = self._block(state, objective, goal, share)
@@ -124,7 +124,7 @@ class Greedy:
         if not pattern.most:  # blocks that are not whole cost less to finish than to keep
             return {}
         free = sorted(state.free)
-        layers = _layers(objective)
+        layers = layers_by_key(objective)
         gradient = objective.gradient(state.tensors, free)[1]
         generator = objective.problem.generator("excess")
         curvature = gauss_newton(objective, state.tensors, free, DRAWS, generator)
@@ -156,7 +156,7 @@ class Greedy:
         kept = _kept(state)
         generator = objective.problem.generator(f"block {kept}")
         curvature = gauss_newton(objective, state.tensors, free, DRAWS, generator)
-        pattern, layers = Pattern.parse(self.pattern), _layers(objective)
+        pattern, layers = Pattern.parse(self.pattern), layers_by_key(objective)
         damping = DAMPING
         size = min(kept - goal, max(1, int(share * kept)))
         least = max(1, int(LEAST_BLOCK * kept))
@@ -167,7 +167,7 @@ class Greedy:
             }
             taken = _smallest(scores, state, size, _blocked(pattern), layers)
             predicted = max(0.0, sum(float(scores[k][gone].sum()) for k, gone in taken.items()))
-            candidate = self._without(state, objective, taken)
+            candidate = without(state, objective, taken)
             rise = float(objective.measure_fit(candidate.tensors).per_output.sum()) - before
             allowed = self.trust * predicted + SLACK * size / kept
             if rise <= allowed or size <= least:
@@ -178,32 +178,13 @@ class Greedy:
         note = f"block of {size}: d {before:.3g}, predicted +{predicted:.3g}, measured {rise:+.3g}"
         if not accepted:
             whole = min(kept - goal, max(1, int(share * kept)))
-            other = self._without(state, objective, _by_surgery(state, objective, whole, pattern))
+            other = without(state, objective, _by_surgery(state, objective, whole, pattern))
             level = float(objective.measure_fit(other.tensors).per_output.sum()) - before
             if level / whole < rise / size:
                 candidate, larger = other, share
                 note = f"{note}; by surgery a block of {whole}: measured {level:+.3g}"
         repaired = self.between(candidate.noted(note), objective.problem)
         return repaired, min(LARGEST_BLOCK, max(larger, LEAST_BLOCK))
-
-    def _without(self, state: State, objective: Objective, taken: dict[WeightKey, Tensor]) -> State:
-        """Give the state without a block, layers adapted to the loss."""
-        hessians = _hessians(objective, state)
-        layers = _layers(objective)
-        changed = {}
-        for key, gone in taken.items():
-            form = state.weights[key]
-            support = form.support & ~gone
-            if key in hessians and bool(gone.any()):
-                layer = layers[key]
-                matrix = layer.matrix(form.values)
-                fitted = obs.refit(
-                    matrix, hessians[key], layer.matrix(support), matrix, REFIT_ROUNDS
-                )
-                changed[key] = cut(layer.weight(fitted).contiguous(), support)
-            else:
-                changed[key] = cut(form.values, support)
-        return state.with_weights(changed)
 
 
 def _scores(form: Dense, gradient: Tensor, curvature: Tensor, damping: float) -> Tensor:
@@ -224,10 +205,6 @@ def _scores(form: Dense, gradient: Tensor, curvature: Tensor, damping: float) ->
 def _blocked(pattern: Pattern) -> Pattern:
     """Give the pattern removals must follow: n:m holds whatever leaves, blocks leave whole."""
     return pattern if pattern.is_blocked else FREE
-
-
-def _layers(objective: Objective) -> dict[WeightKey, Layer]:
-    return {layer.key: layer for layer in objective.problem.network.layers}
 
 
 def _smallest(
@@ -266,7 +243,7 @@ def _by_surgery(
     reference = objective.problem.reference
     dense = {key: Dense(reference[key], reference[key] != 0) for key in state.free}
     curves = curves_of(objective, state.with_weights(dense), pattern)
-    layers, blocked = _layers(objective), _blocked(pattern)
+    layers, blocked = layers_by_key(objective), _blocked(pattern)
     shares = allocated(curves, _kept(state) - size)
     held = {key: state.weights[key].nonzeros for key in shares}
     left = {key: min(held[key], share) for key, share in shares.items()}
@@ -281,17 +258,6 @@ def _by_surgery(
         kept = keep_patterned({curve.key: costs}, left[curve.key], blocked, layers)[curve.key]
         taken[curve.key] = support & ~kept
     return taken
-
-
-def _hessians(objective: Objective, state: State) -> dict[WeightKey, Tensor]:
-    """Give the layers' Hessians on the original network's activations; computed once."""
-    memo = objective.problem.memo
-    known = memo.get(("hessians", state.free))
-    if isinstance(known, dict):
-        return known
-    found = hessians_of(objective, state.free, {})
-    memo[("hessians", state.free)] = found
-    return found
 
 
 def _kept(state: State) -> int:

@@ -1,0 +1,262 @@
+"""Units: channels, hidden units and heads leave as a whole, so that the file runs faster."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxpress.objective import objective_of
+from onnxpress.removal import without
+from onnxpress.step import target_count
+from onnxpress.steps.repair import Repair
+from onnxpress.unit_scores import recoverable, runs_of, unit_rises
+from onnxpress_adapters.axes import Role
+from onnxpress_adapters.errors import SparsityError, StepError
+
+if TYPE_CHECKING:
+    from onnxpress.problem import Problem
+    from onnxpress.state import State
+    from onnxpress_adapters.groups import Group, Groups
+    from onnxpress_adapters.weights import WeightKey
+
+MOST_KEPT = 20_000_000
+"""Entries of a network up to which a search keeps the way it went."""
+
+LARGEST_BITE = 0.3
+"""Share of its remaining units one group may lose in one block."""
+
+LEAST_BLOCK = 0.01
+"""Share of all entries a block removes at least, so that the last steps are not endless."""
+
+
+_Stand = tuple["State", list[Tensor]]
+"""A state, and for each group which units are alive."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Remove the units d misses least, block by block, with a repair after each.
+
+    A unit leaves with everything that makes it and everything that reads it: rows of weights,
+    channels of depthwise convolutions, columns of the next weights, in every branch that a sum ties
+    together. What d gains is predicted by scaling all that reads the unit down to nothing,
+    -Σw·g + E(Σw·∂F/∂w)², and by how much of that the remaining units can make up for. Units with
+    the smallest rise for what they cost leave first.
+
+    The written file has the units no more (``onnxpress_exporters.shrink``).
+
+    Attributes:
+        sparsity: share of zeros over the free weights, 0 to 1; None for a search to find. Half of
+            all units is about three quarters.
+        multiple: units leave so many at a time, and what is left of a group is a multiple of so
+            many, as far as it had that many: kernels work in blocks, of 8 or 16 channels say, and
+            a block that is half empty takes as long as a full one.
+        per: what a unit costs: the multiplications it takes (``work``) or its weights
+            (``weights``).
+        block: share of the remaining entries that leave in one block.
+        between: the repair after each block.
+
+    Source:
+        Molchanov et al. 2019 (a unit's gate); LeCun, Denker, Solla 1989 for the second order;
+        Hassibi & Stork 1993 for what the rest makes up for.
+    """
+
+    sparsity: float | None = None
+    multiple: int = 1
+    per: Literal["work", "weights"] = "work"
+    block: float = 0.15
+    between: Repair = field(default_factory=lambda: Repair(work=2.0))
+
+    def at(self, sparsity: float) -> Units:
+        """Give the same step with its sparsity fixed."""
+        return replace(self, sparsity=sparsity)
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Remove units until so many entries are zero.
+
+        Raises:
+            StepError: no units of the model can leave.
+            SparsityError: with one unit left in every group there are still too few zeros.
+        """
+        if self.multiple < 1:
+            raise StepError(f"{self}: units leave one at a time or more, not {self.multiple}")
+        if self.sparsity is None:
+            raise StepError(f"{self} has no sparsity: give it one, or put it in a search")
+        groups = removable(state, problem)
+        goal = target_count(state, self.sparsity)
+        path = self._path(state, problem, groups)
+        state, alive = next(
+            one for one in reversed(path) if _kept(one[0]) >= goal or one is path[0]
+        )
+        while (kept := _kept(state)) > goal:
+            whole = self._size(state, kept) <= kept - goal
+            onwards = whole and state is path[-1][0] and _entries(state) <= MOST_KEPT
+            state, alive = self._block(state, problem, groups, alive, goal)
+            if onwards:
+                path.append((state, alive))
+        left = ", ".join(
+            f"{int(mask.sum())} of {group.units} '{group.name}'"
+            for group, mask in zip(groups, alive, strict=True)
+        )
+        return state.noted(f"units left: {left}")
+
+    def _path(self, state: State, problem: Problem, groups: Sequence[Group]) -> list[_Stand]:
+        """Give the whole blocks that were removed from a state so far.
+
+        A search goes to one sparsity after another, and always by the same blocks.
+        """
+        name = ("units", str(replace(self, sparsity=None)))
+        known = problem.memo.get(name)
+        if isinstance(known, list) and known[0][0] is state:
+            return known
+        supports = {key: form.support for key, form in state.weights.items()}
+        path = [(state, [alive_units(group, supports) for group in groups])]
+        problem.memo[name] = path
+        return path
+
+    def _size(self, state: State, kept: int) -> int:
+        """Say how many entries a whole block has."""
+        return max(int(self.block * kept), int(LEAST_BLOCK * _entries(state)), 1)
+
+    def _block(
+        self,
+        state: State,
+        problem: Problem,
+        groups: Sequence[Group],
+        alive: Sequence[Tensor],
+        goal: int,
+    ) -> _Stand:
+        """Remove one block, and repair."""
+        objective = objective_of(problem)
+        kept = _kept(state)
+        size = min(kept - goal, self._size(state, kept))
+        generator = problem.generator(f"units {kept}")
+        rises = unit_rises(objective, state, groups, generator)
+        shares = recoverable(objective, state, groups)
+        counts = runs_of(objective, state) if self.per == "work" else {}
+        ones = {
+            key: form.support.double() * counts.get(key, 1.0) for key, form in state.weights.items()
+        }
+        worth: list[tuple[float, int, list[int]]] = []
+        for place, (group, rise, share) in enumerate(zip(groups, rises, shares, strict=True)):
+            cost = group.sums(ones).cpu().double().clamp_min(1.0)
+            order = rise.cpu().double() * share.cpu().double()
+            living = alive[place].nonzero().flatten()
+            ranked = living[(order / cost)[living].sort(stable=True).indices]
+            for batch in _batches(ranked, self.multiple):
+                price = float(order[batch].sum() / cost[batch].sum())
+                # No batch before those that are cheaper by themselves.
+                price = max(price, worth[-1][0]) if worth and worth[-1][1] == place else price
+                worth.append((price, place, batch.tolist()))
+        if not worth:
+            raise SparsityError(
+                f"with one unit left in every group only {1 - kept / _entries(state):.0%} of the "
+                "weights are zero; ask for less, or let other steps go further"
+            )
+        after = [mask.clone() for mask in alive]
+        taken: dict[WeightKey, Tensor] = {}
+        gained = 0
+        for _, place, leaving in sorted(worth):
+            if gained >= size:
+                break
+            after[place][leaving] = False
+            gained += _take(taken, groups[place], leaving, state)
+        smaller = without(state, objective, taken)
+        before = objective.measure_choose(smaller.tensors).value
+        lost = sum(int((a & ~b).sum()) for a, b in zip(alive, after, strict=True))
+        line = f"{lost} units leave with {gained} entries: d {before:.3g} on choose"
+        return self.between(smaller.noted(line), problem), after
+
+
+def removable(state: State, problem: Problem) -> tuple[Group, ...]:
+    """Give the groups whose units can leave: all that reads them are free weights.
+
+    Raises:
+        StepError: there are none.
+    """
+    if problem.groups is None:
+        raise StepError("the problem does not know which units leave together")
+    groups = read_by(problem.groups, state.free)
+    if not groups:
+        reasons = sorted(f"{key}: {why}" for key, why in problem.groups.reasons.items())
+        told = "; ".join(reasons[:3])
+        if problem.groups.groups:
+            told = "what makes or reads them may not change"
+        raise StepError(f"no units of this model can leave ({told})")
+    return groups
+
+
+def read_by(groups: Groups, free: Collection[WeightKey]) -> tuple[Group, ...]:
+    """Give the groups that free weights alone make and read."""
+    return tuple(
+        group
+        for group in groups.groups
+        if any(member.role & Role.READ for member in group.members)
+        and all(
+            member.key in free
+            for member in group.members
+            if member.role & Role.READ or member.weight
+        )
+    )
+
+
+def alive_units(group: Group, supports: Mapping[WeightKey, Tensor]) -> Tensor:
+    """Say which units of a group something still reads.
+
+    Args:
+        group: of units.
+        supports: of the weights, bool in their shapes.
+
+    Returns:
+        bool ``[units]`` on the CPU.
+    """
+    return group.sums({key: mask.float() for key, mask in supports.items()}, Role.READ).cpu() > 0
+
+
+def _batches(ranked: Tensor, multiple: int) -> list[Tensor]:
+    """Cut units, the cheapest first, into what leaves together in one block.
+
+    >>> [batch.tolist() for batch in _batches(torch.arange(21), 8)]
+    [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11, 12]]
+    """
+    count = len(ranked)
+    uneven = count % multiple
+    most = max(uneven or multiple, int(LARGEST_BITE * count))
+    sizes = [uneven] if uneven else []
+    while sum(sizes) + multiple <= max(most, uneven + multiple):
+        sizes.append(multiple)
+    batches, start = [], 0
+    for size in sizes:
+        if count - start - size < min(multiple, count) or start + size >= count:
+            break
+        batches.append(ranked[start : start + size])
+        start += size
+    return batches
+
+
+def _take(taken: dict[WeightKey, Tensor], group: Group, units: list[int], state: State) -> int:
+    """Mark what leaves with units; count what had not been marked yet."""
+    gained = 0
+    for member in group.members:
+        if member.key not in state.free:
+            continue
+        support = state.weights[member.key].support
+        mask = taken.setdefault(member.key, torch.zeros_like(support))
+        places = torch.from_numpy(np.isin(member.units, units)).to(support.device)
+        part = mask.movedim(member.axis, 0)
+        gained += int((support.movedim(member.axis, 0)[places] & ~part[places]).sum())
+        part[places] = True
+    return gained
+
+
+def _kept(state: State) -> int:
+    return sum(state.weights[key].nonzeros for key in state.free)
+
+
+def _entries(state: State) -> int:
+    return sum(state.weights[key].values.numel() for key in state.free)
