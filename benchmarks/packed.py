@@ -9,9 +9,10 @@ to create as a dense one and 2.5 times the memory; with a bitmask 5 and 4 times.
     python benchmarks/packed.py [MODEL ...] [--sparsity .5 .9] [--side 5000] [--out FILE.md]
 
 Weights are only pruned, by magnitude over each file: nothing is repaired or judged, as only bytes
-count here. Rounding to int8 goes with one scale a tensor. A file's bytes are those of the whole
-file less what it takes with all weights without entries; scales are told apart. Memory is VmHWM of
-a fresh process, what it had before the session was made taken off; time is the processor's.
+count here. Those that are inputs as well are packed, as with --freeze. Rounding to int8 goes with
+one scale a tensor. A file's bytes are those of the whole file less what it takes with all weights
+without entries; scales are told apart. Memory is VmHWM of a fresh process, what it had before the
+session was made taken off; time is the processor's.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def _bytes(original: ModelProto, weights: Weights, entries: int) -> tuple[dict[s
         storage = {key: storage_of(array, values) for key, array in weights.items()}
         stored = {key: rounded(array, storage[key]) for key, array in weights.items()}
         form: Form = "packed"
-        patched = patch(original, stored, form, storage)
+        patched = patch(original, stored, form, storage, freeze=True)
         scales = sum(s.scales.nbytes for s in storage.values() if isinstance(s, Scaled))
         found[f"packed {values}"] = patched.model.ByteSize() - rest - scales
         reasons.update(reason for reason in patched.reasons.values() if "smaller" not in reason)
