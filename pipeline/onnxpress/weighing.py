@@ -14,7 +14,7 @@ from onnxpress_exporters.densify import densify
 from onnxpress_exporters.external_data import room
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from onnx import ModelProto
@@ -121,8 +121,13 @@ def layer_rows(
             form=_form(weight, after[weight.key], (forms or {}).get(weight.key, "")),
         )
         for weight in prunable(original, tables=tables)
-        if weight.key in after and len(after[weight.key].tensor.dims) == len(weight.tensor.dims)
+        if weight.key in after and _is_part(after[weight.key].tensor.dims, weight.tensor.dims)
     )
+
+
+def _is_part(small: Sequence[int], large: Sequence[int]) -> bool:
+    """Whether a tensor may be what is left of another one."""
+    return len(small) == len(large) and all(a <= b for a, b in zip(small, large, strict=True))
 
 
 def _kept(weight: Prunable) -> int:

@@ -235,10 +235,19 @@ def test_layers_are_counted_on_both_sides() -> None:
 
 def test_weights_only_one_side_has_are_left_out() -> None:
     pressed = perceptron()
-    pressed.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((16, 8)), "w1"))
+    pressed.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((16, 64)), "w1"))
     pressed.graph.initializer[2].name = "other"
     pressed.graph.node[3].input[1] = "other"
     assert layer_rows(perceptron(), pressed) == ()
+
+
+def test_of_a_weight_that_lost_units_the_rest_is_told() -> None:
+    pressed = perceptron()
+    left = np.ones((16, 8), np.float32)
+    left[0, 0] = 0
+    pressed.graph.initializer[0].CopyFrom(numpy_helper.from_array(left, "w1"))
+    row = layer_rows(perceptron(), pressed)[0]
+    assert (row.elements, row.zeros_after, row.form) == (512, 512 - 127, "as 16x8")
 
 
 def test_sizes_agree_with_gzip(tmp_path: Path) -> None:
