@@ -1,4 +1,7 @@
-"""Every model of the zoo, pruned by magnitude and packed: sound, folded, and back bit for bit."""
+"""Every model of the zoo, pruned by magnitude and packed: sound, folded, and back bit for bit.
+
+Every second weight is rounded to five bits, and large constants are packed as well.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from onnxpress_adapters.read import read_model
 from onnxpress_adapters.walk import constants, graphs
 from onnxpress_adapters.weights import WeightKey
 from onnxpress_exporters.densify import densify
+from onnxpress_exporters.packable import large_constants
+from onnxpress_exporters.values import Scaled, Storage, rounded
 from onnxpress_exporters.write import patch
 from zoo_beside import ZOO
 
@@ -53,12 +58,19 @@ def operators(made: ModelProto, path: Path) -> dict[str, str]:
 def test_a_model_of_the_zoo(path: Path, tmp_path: Path) -> None:
     original = read_model(path)
     changed = {}
-    for weight in prunable(original):
+    storage: dict[WeightKey, Storage] = {}
+    for place, weight in enumerate(prunable(original)):
         array = numpy_helper.to_array(weight.tensor)
         if not weight.fixed and array.size:
             cut = np.quantile(np.abs(array).astype(np.float32), 0.8)
-            changed[weight.key] = np.where(np.abs(array) <= cut, array.dtype.type(0), array)
-    patched = patch(original, changed, "packed")
+            pruned = np.where(np.abs(array) <= cut, array.dtype.type(0), array)
+            if place % 2 and array.dtype == np.float32:
+                largest = np.array(np.abs(pruned).max() or 15, np.float32)
+                storage[weight.key] = Scaled(largest / np.float32(15), 5)
+                pruned = rounded(pruned, storage[weight.key])
+            changed[weight.key] = pruned
+    everything = {**large_constants(original), **changed}
+    patched = patch(original, everything, "packed", storage, freeze=True)
     dense = patch(original, changed, "dense").model
     assert values(densify(patched.model)) == values(dense)
     assert patched.model.ByteSize() <= dense.ByteSize()
