@@ -43,8 +43,9 @@ class Job:
         pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
             ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
             own.
-        values: how those of weights are stored: ``fp32`` (as they are), ``fp16``, ``int8`` with
-            scales, ``palette`` (16 values a weight); goes without a recipe, as ``pattern`` does.
+        values: how those of weights are stored: ``fp32`` (as they are), ``fp16``, ``int8`` to
+            ``int4`` with scales, ``palette`` (16 values a weight, zero included); goes without a
+            recipe, as ``pattern`` does.
         output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
         flips: the largest share of changed answers, such as ``0.5%``.
         form: how weights are written.
