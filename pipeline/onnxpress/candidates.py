@@ -22,7 +22,7 @@ from onnxpress.step import Chain, Step, checked, fix, follow, is_open
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store, Values
-from onnxpress_adapters.errors import MisuseError, StepError
+from onnxpress_adapters.errors import MisuseError, SparsityError, StepError
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
@@ -301,6 +301,8 @@ class _Finish:
                 raise
             noted = replace(known, notes=(*known.notes, INTERRUPTED))
             return [noted if one is known else one for one in points], noted
+        except SparsityError:  # no step can go further than those that were tried
+            return points, known
         points = [*points, point]
         if known is None or point.upper <= max(limit, most):
             return points, point

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnxpress.objective import objective_of
 from onnxpress.step import Step, checked, fix, is_open
-from onnxpress_adapters.errors import MisuseError, StepError
+from onnxpress_adapters.errors import MisuseError, SparsityError, StepError
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
@@ -110,17 +110,22 @@ class Search:
     def points(self, state: State, problem: Problem, known: Sequence[Point] = ()) -> list[Point]:
         """Try candidates and give all of them, those already known first.
 
-        Interrupted from the keyboard with a candidate within the tolerance, it ends there.
+        Interrupted from the keyboard with a candidate within the tolerance, it ends there. Where
+        the steps cannot go as far, it looks for how far they can.
+
+        Raises:
+            SparsityError: they cannot go anywhere.
         """
         limit = tolerance_of(problem) * self.margin
-        points = list(known)
+        points, most = list(known), 1.0
         for place in range(self.rounds):
             low, high = _bracket(points, limit)
+            high = high if high[0] <= most else (most, inf)
             narrow = (1 - low[0]) <= (1 - high[0]) * (1 + self.resolution)
             late = self.deadline is not None and monotonic() > self.deadline
             if points and (high[0] <= self.floor or narrow or late):
                 break  # one is always tried, or there would be nothing to judge
-            sparsity = max(self.floor, _between(low, high, limit) if points else FIRST)
+            sparsity = max(self.floor, _between(low, high, limit) if points or most < 1 else FIRST)
             problem.progress("pressing", place / self.rounds, f"trying sparsity {sparsity:.3f}")
             try:
                 point = self._try(sparsity, state, problem)
@@ -128,6 +133,11 @@ class Search:
                 if low[0] == 0.0:
                     raise
                 return [replace(point, notes=(*point.notes, INTERRUPTED)) for point in points]
+            except SparsityError:
+                if not points and place == self.rounds - 1:
+                    raise
+                most = sparsity
+                continue
             points.append(point)
         return points
 

@@ -11,13 +11,14 @@ import pytest
 from fake_steps import Fake, Law, plain_case, power
 from laws import Ran, StepLaws
 from models import case_of, two_headed_model
+from onnxpress.candidates import Candidate, Plan, hunt
 from onnxpress.objective import objective_of
 from onnxpress.problem import Tolerance
 from onnxpress.search import Point, Search, best_of, tolerance_of
 from onnxpress.step import Chain, Only, Step
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
-from onnxpress_adapters.errors import MisuseError, StepError
+from onnxpress_adapters.errors import MisuseError, SparsityError, StepError
 
 
 class TestSearch(StepLaws):
@@ -255,3 +256,39 @@ def test_what_made_a_candidate_stands_beside_it() -> None:
         first, second = step.steps
         assert isinstance(first, Fake)
         assert point.steps == Chain((first.at(point.sparsity), second))
+
+
+def short(most: float, law: Law) -> Law:
+    """Give a law of steps that cannot go beyond a sparsity."""
+
+    def found(sparsity: float) -> float:
+        if sparsity > most:
+            raise SparsityError(f"no further than {most}")
+        return law(sparsity)
+
+    return found
+
+
+def test_steps_that_can_go_no_further_are_searched_for_how_far_they_can() -> None:
+    case = plain_case()
+    points = Search(Fake(short(0.5, power(0.9, 3.5)))).points(case.state, case.problem)
+    assert 0.45 < best_of(points, 0.009).sparsity <= 0.5
+    # The tolerance may still be what ends it.
+    points = Search(Fake(short(0.5, power(0.3, 3.5)))).points(case.state, case.problem)
+    assert 0.2 < best_of(points, 0.009).sparsity < 0.3
+    with pytest.raises(SparsityError, match="no further than -1"):
+        Search(Fake(short(-1, power(0.3, 3.5)))).points(case.state, case.problem)
+
+
+def test_a_final_that_can_go_no_further_leaves_what_was_tried() -> None:
+    case = plain_case()
+    plan = Plan(Fake(short(0.0, power(0.9, 3.5))), Fake(short(0.5, power(0.9, 3.5))))
+    shown: list[Candidate] = []
+
+    def judge(candidate: Candidate) -> float:
+        shown.append(candidate)
+        return 0.5
+
+    points = hunt(plan, case.state, case.problem, judge)
+    assert len(shown) == 1
+    assert any(point.state is shown[0].state for point in points)
