@@ -114,6 +114,27 @@ class Axes:
         """Say what entries of a value along an axis do, in case they are constant."""
         self._marks.append((self.of(name, axis), role))
 
+    def facts(self) -> tuple[int, int, int]:
+        """Say how many facts there are by now, for ``pin_unnamed``."""
+        return len(self._same), len(self._products), len(self._pins)
+
+    def pin_unnamed(self, cells: Cells, since: tuple[int, int, int], reason: str) -> None:
+        """Keep those of some cells that no fact names which was written down lately.
+
+        Args:
+            cells: of a value a node reads or makes.
+            since: what ``facts`` gave before the node's rule.
+            reason: why what no rule speaks of stays.
+        """
+        named = [part for one, other, _ in self._same[since[0] :] for part in (one, other)]
+        named += [
+            part for whole, parts, _ in self._products[since[1] :] for part in (whole, *parts)
+        ]
+        named += [pinned for pinned, _ in self._pins[since[2] :]]
+        loose = np.setdiff1d(cells, np.concatenate(named)) if named else cells
+        if len(loose):
+            self.pin(loose, reason)
+
     def solve(self) -> Classes:
         """Find the classes of cells that leave together and the reasons why some cannot."""
         return _Solver(self._count, self._same, self._products, self._pins, self._marks).solve(

@@ -271,8 +271,9 @@ def depth_to_space(site: Site) -> None:
             site.keep_axis(name, axis, POSITIONS)
 
 
-def nothing(site: Site) -> None:
+def shape(site: Site) -> None:
     """Sizes are read; what becomes of them is followed in the ledger."""
+    site.axes.pin_value(site.y, "it is a shape")
 
 
 def count(site: Site) -> None:
@@ -298,6 +299,6 @@ RULES: Rules = {
     ("", "Upsample"): resize,
     ("", "DepthToSpace"): depth_to_space,
     ("", "SpaceToDepth"): depth_to_space,
-    ("", "Shape"): nothing,
+    ("", "Shape"): shape,
     ("", "Size"): count,
 }

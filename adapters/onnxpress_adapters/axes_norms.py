@@ -22,7 +22,8 @@ POOLS = (
 
 def batch_norm(site: Site) -> None:
     """Scale, shift, mean and variance belong to the channels, axis 1."""
-    if site.node.get("training_mode", 0) or not site.node.get("spatial", 1):
+    statistics = any(site.node.outputs[1:])
+    if site.node.get("training_mode", 0) or not site.node.get("spatial", 1) or statistics:
         site.keep(f"{site.node} is not in its form for inference")
         return
     site.link_all(site.x, site.y)
@@ -31,9 +32,6 @@ def batch_norm(site: Site) -> None:
         site.link(name, 0, site.x, channels)
         if slot < 3:
             site.mark(name, Role.SHIFT)
-    for name in site.node.outputs[1:]:
-        if name:
-            site.axes.pin_value(name, f"{site.node} gives statistics")
 
 
 def instance_norm(site: Site) -> None:
@@ -48,18 +46,15 @@ def instance_norm(site: Site) -> None:
 
 def pool(site: Site) -> None:
     """Samples and channels stand for themselves."""
-    for name in site.node.outputs:
-        if not name:
-            continue
-        for axis in range(site.rank(name)):
-            if axis < 2:
-                site.link(site.x, axis, name, axis)
-            else:
-                site.keep_axis(name, axis, POSITIONS)
-    for axis in range(2, site.rank(site.x)):
-        site.keep_axis(site.x, axis, POSITIONS)
-    if len(site.node.outputs) > 1 and site.node.outputs[1]:
-        site.axes.pin_value(site.node.outputs[1], f"{site.node} gives places among all entries")
+    if any(site.node.outputs[1:]):
+        site.keep(f"{site.node} gives places among all entries")
+        return
+    for axis in range(site.rank(site.x)):
+        if axis < 2:
+            site.link(site.x, axis, site.y, axis)
+        else:
+            site.keep_axis(site.x, axis, POSITIONS)
+            site.keep_axis(site.y, axis, POSITIONS)
 
 
 def reduction(site: Site) -> None:
@@ -119,8 +114,11 @@ def layer_norm(site: Site) -> None:
     rank = site.rank(site.x)
     axis = site.node.get("axis", -1) % max(1, rank)
     _mix(site, range(axis, rank))
-    for name in (*site.node.inputs[1:], *site.node.outputs[1:]):
+    for name in site.node.inputs[1:]:
         site.axes.pin_value(name, site.mixes())
+    for name in site.node.outputs[1:]:
+        if name:  # mean and deviation, with one entry where axes are mixed
+            site.link_all(name, site.x)
 
 
 def channel_mix(site: Site) -> None:

@@ -152,28 +152,6 @@ class Groups:
             parts.append(mask)
         return np.concatenate(parts) if parts else np.zeros(0, bool)
 
-    def idle(self, weights: Mapping[WeightKey, Tensor]) -> np.ndarray:
-        """Find the units that other steps have emptied: nothing makes them, or nothing reads them.
-
-        Args:
-            weights: of the model, by key.
-
-        Returns:
-            bool ``[units of all groups]``, what may leave; of a group that is all idle one unit
-            stays.
-        """
-        members = [member for group in self.groups for member in group.members if member.weight]
-        nonzero = {member.key: (weights[member.key] != 0).int() for member in members}
-        parts = []
-        for group in self.groups:
-            mask = np.zeros(group.units, bool)
-            for role in (Role.MADE, Role.READ):
-                if any(member.role & role for member in group.members):
-                    mask |= (group.sums(nonzero, role) == 0).cpu().numpy()
-            mask[0] &= not mask.all()
-            parts.append(mask)
-        return np.concatenate(parts) if parts else np.zeros(0, bool)
-
     def places(self, name: str, gone: np.ndarray) -> tuple[np.ndarray, ...] | None:
         """Say which positions along each axis of a value leave.
 

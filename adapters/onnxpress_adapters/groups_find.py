@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from onnxpress_adapters.graph import Instruction
     from onnxpress_adapters.groups_trace import Observed
     from onnxpress_adapters.network import Network
+    from onnxpress_adapters.node import NodeView
     from onnxpress_adapters.trace import Array, Value
 
 RULES: Mapping[tuple[str, str], Rule] = {
@@ -45,6 +46,9 @@ RULES: Mapping[tuple[str, str], Rule] = {
 
 LARGEST_LIST = 1 << 12
 """Entries up to which computed whole numbers are remembered: shapes and bounds are short."""
+
+PARTIAL = frozenset({"Gather", "Shape", "Slice"})
+"""Operators that do not care what becomes of some entries of their first input."""
 
 Slot = tuple[str, int, int]
 """A constant, one of its axes, and what is done there: a ``Role``."""
@@ -146,14 +150,26 @@ class _Finder:
         elif any(name not in self.axes.shapes for name in names):
             site.keep(f"{node} works on something that is no tensor")
         else:
+            facts = self.axes.facts()
             rule(site)
-            target = TARGETS.get(node.operator)
-            if target is not None and target < len(node.inputs) and node.inputs[target]:
-                self.axes.pin_value(node.inputs[target], "it is a shape")
+            self._keep_unnamed(node, facts)
         for name, axis in self.ledger.pass_on(node):
             if name in self.axes.shapes:
                 self.axes.pin_axis(name, axis, f"{node} computes with its size")
         self.axes.wired = False
+
+    def _keep_unnamed(self, node: NodeView, facts: tuple[int, int, int]) -> None:
+        """Keep whatever the rule of a node does not speak of."""
+        named = [*node.inputs, *node.outputs]
+        if node.operator in PARTIAL:
+            named.remove(node.inputs[0])
+        if node.operator in TARGETS:  # what is new there is told to the node
+            named.remove(node.outputs[0])
+        for name in filter(None, named):
+            for axis, size in enumerate(self.axes.shapes[name]):
+                if size > 1:
+                    reason = f"{node} uses them in its own way"
+                    self.axes.pin_unnamed(self.axes.of(name, axis), facts, reason)
 
     def _pin_captured(self, names: Sequence[str], reader: str) -> None:
         for name in names:

@@ -100,6 +100,24 @@ def test_an_axis_never_becomes_empty() -> None:
     assert freely(axes, classes, "more") == [True, True]
 
 
+def test_what_no_fact_speaks_of_stays() -> None:
+    axes = axes_of(a=(4,), b=(4,), c=(4, 2))
+    axes.same(axes.of("a", 0), axes.of("b", 0))
+    facts = axes.facts()
+    axes.same(axes.of("a", 0)[:2], axes.of("c", 0)[:2])
+    axes.product(axes.of("c", 0)[2:3], [axes.of("a", 0)[2:3]])
+    axes.pin(axes.of("b", 0)[:1], "known")
+    axes.pin_unnamed(axes.of("c", 0), facts, "unknown")
+    axes.pin_unnamed(axes.of("a", 0), facts, "unknown")
+    axes.pin_unnamed(axes.of("c", 1), axes.facts(), "nothing is said")
+    classes = axes.solve()
+    # Entry 0 was pinned, entry 3 was named only before.
+    assert freely(axes, classes, "a") == [False, True, True, False]
+    assert freely(axes, classes, "c") == [False, True, True, False]
+    assert classes.why(axes.of("c", 0)[3:]) == "unknown"
+    assert classes.why(axes.of("c", 1)) == "nothing is said"
+
+
 def test_roles_go_back_through_what_moves_constants_only() -> None:
     axes = axes_of(file=(2, 3), slot=(3, 2), made=(3,))
     axes.wired = True

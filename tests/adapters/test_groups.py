@@ -149,18 +149,6 @@ def test_what_masking_makes_zero() -> None:
     assert not unread[key("w2")][:, 1].any()
 
 
-def test_units_that_lost_their_weights_are_idle() -> None:
-    subject = subject_of(residual().model, residual().feed())
-    weights = dict(subject.reference)
-    for name, axis, unit in (("w0", 0, 1), ("w2", 0, 1), ("w0", 0, 2), ("w2", 1, 4)):
-        weights[key(name)] = weights[key(name)].clone()
-        weights[key(name)].select(axis, unit).zero_()
-    # Unit 2 of the stream is still made by the second block, unit 4 of the block is not read.
-    assert np.flatnonzero(subject.groups.idle(weights)).tolist() == [1, 8 + 4]
-    nothing = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    assert np.flatnonzero(~subject.groups.idle(nothing)).tolist() == [0, 8]
-
-
 def test_a_wrong_choice_of_units_is_refused() -> None:
     groups = groups_of(CASES["gemm"]())
     with pytest.raises(MisuseError, match="there are 1 groups, and removed units for 0"):
