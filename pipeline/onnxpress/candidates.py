@@ -61,7 +61,7 @@ LEAST = 0.25
 GAIN = 1.2
 """How much further a final candidate may aim than rough ones did: its repair gains more."""
 
-GAINS: Mapping[Values, float] = {"int6": 1.1, "int5": 1.08, "int4": 1.05, "palette": 1.05}
+GAINS: Mapping[Values, float] = {"int6": 1.1, "int5": 1.08, "int4": 1.0, "palette": 1.0}
 """The same where values take fewer bits: the more of d is rounding, the less a repair gains."""
 
 ROUGHLY = 0.12
