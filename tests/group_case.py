@@ -15,6 +15,7 @@ from hand_built import Array, normal
 from small_models import model, value
 
 Shape = Sequence[int | str]
+NOTHING: Mapping[str, Shape] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +59,22 @@ def made(
     ir: int = 8,
     outputs: Sequence[str] = ("y",),
     kind: int = TensorProto.FLOAT,
+    noted: Mapping[str, Shape] = NOTHING,
 ) -> Case:
-    """Make a case with one input ``x``; shapes of all values are noted in the file."""
+    """Make a case with one input ``x``; shapes of all values are noted in the file.
+
+    Shapes that Microsoft's operators make have to be told.
+    """
     tensors = [from_array(np.asarray(array), name) for name, array in constants.items()]
     inputs = [value("x", *shape, kind=kind)]
     if ir < 4:
         inputs += [value(t.name, *t.dims, kind=t.data_type) for t in tensors]
     results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     graph = helper.make_graph(list(nodes), "g", inputs, results, tensors)
+    graph.value_info.extend(value(name, *dims) for name, dims in noted.items())
     whole = model(graph, opset, ir)
+    if noted:
+        whole.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     # Strings and domains onnx does not infer through are met nowhere here.
     whole = infer_shapes(whole, strict_mode=True)
     onnx.checker.check_model(whole, full_check=True)

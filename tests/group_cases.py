@@ -25,6 +25,8 @@ CASES: Mapping[str, Callable[[], Case]] = {
         moves.reshaped_by_sizes, moves.shape_of_itself, moves.squeezed, moves.old_squeezed,
         moves.gated_linear, moves.gated_by_slices, moves.picked, moves.shuffled,
         moves.shuffled_inside, moves.embedded, moves.repeated, states.attention,
+        states.attention_operator, states.attention_operator_by_heads, states.microsoft_attention,
+        states.multi_head_attention,
         states.computed_attention, states.lstm, states.gru, states.rnn, states.lstm_with_states,
     )
 }  # fmt: skip

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import helper
 
 from group_case import Case, made, random, whole
 from hand_built import op
+
+MICROSOFT = "com.microsoft"
 
 
 def attention(target: str = "to") -> Case:
@@ -58,6 +61,64 @@ def attention(target: str = "to") -> Case:
 
 def computed_attention() -> Case:
     return attention("computed")
+
+
+def attention_operator() -> Case:
+    """Three heads of four entries, in one axis, under a mask that depends on the input."""
+    nodes = [
+        *(op("MatMul", f"x w{name}", name) for name in "qkv"),
+        op("Transpose", "x", "t", perm=[0, 2, 1]),
+        op("MatMul", "x t", "alike"),
+        op("Unsqueeze", "alike one", "mask"),
+        op("Attention", "q k v mask", "o", "attend", q_num_heads=3, kv_num_heads=3),
+        op("MatMul", "o w", "y"),
+    ]
+    constants = random(wq=(6, 12), wk=(6, 12), wv=(6, 12), w=(12, 2)) | {"one": whole(1)}
+    return made(nodes, [3], constants, ("N", 5, 6), opset=23, ir=11)
+
+
+def attention_operator_by_heads() -> Case:
+    nodes = []
+    for name in "qkv":
+        nodes += [
+            op("MatMul", f"x w{name}", f"{name}1"),
+            op("Reshape", f"{name}1 to", f"{name}2"),
+            op("Transpose", f"{name}2", name, perm=[0, 2, 1, 3]),
+        ]
+    nodes += [
+        op("Attention", "q k v", "o1", is_causal=1),
+        op("Transpose", "o1", "o2", perm=[0, 2, 1, 3]),
+        op("Reshape", "o2 back", "o3"),
+        op("MatMul", "o3 w", "y"),
+    ]
+    constants = random(wq=(6, 12), wk=(6, 12), wv=(6, 12), w=(12, 2)) | {
+        "to": whole(0, 0, 3, 4),
+        "back": whole(0, 0, 12),
+    }
+    return made(nodes, [3], constants, ("N", 5, 6), opset=23, ir=11)
+
+
+def microsoft_attention() -> Case:
+    """The weight makes queries, keys and values side by side."""
+    nodes = [
+        op("MatMul", "x w0", "h"),
+        helper.make_node("Attention", ["h", "w1", "b1"], ["o"], domain=MICROSOFT, num_heads=3),
+        op("MatMul", "o w2", "y"),
+    ]
+    constants = random(w0=(6, 8), w1=(8, 36), b1=(36,), w2=(12, 2))
+    return made(nodes, [8, 3], constants, ("N", 5, 6), noted={"o": ("N", 5, 12)})
+
+
+def multi_head_attention() -> Case:
+    nodes = [op("MatMul", f"x w{name}", name) for name in "qkv"]
+    nodes += [
+        helper.make_node(
+            "MultiHeadAttention", ["q", "k", "v", "b"], ["o"], domain=MICROSOFT, num_heads=3
+        ),
+        op("MatMul", "o w", "y"),
+    ]
+    constants = random(wq=(6, 12), wk=(6, 12), wv=(6, 12), b=(36,), w=(12, 2))
+    return made(nodes, [3], constants, ("N", 5, 6), noted={"o": ("N", 5, 12)})
 
 
 def gates(operator: str, times: int, directions: int) -> Case:

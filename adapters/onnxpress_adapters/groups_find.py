@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from onnxpress_adapters import (
+    axes_attention,
     axes_elementwise,
     axes_moves,
     axes_norms,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from onnxpress_adapters.trace import Array, Value
 
 RULES: Mapping[tuple[str, str], Rule] = {
+    **axes_attention.RULES,
     **axes_elementwise.RULES,
     **axes_moves.RULES,
     **axes_norms.RULES,

@@ -189,7 +189,7 @@ def _rewrite(
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
-    _forget_shapes(graph, removal)
+    _note_shapes(graph, removal)
     drop_dead(graph, before)
     _list_inputs(model, removal)
     return folded
@@ -229,11 +229,14 @@ def _with_array(tensor: TensorProto, array: np.ndarray) -> TensorProto:
     return new
 
 
-def _forget_shapes(graph: GraphProto, removal: Removal) -> None:
-    """Take out the noted shapes that changed."""
-    for place in reversed(range(len(graph.value_info))):
-        if removal.groups.places(graph.value_info[place].name, removal.gone) is not None:
-            del graph.value_info[place]
+def _note_shapes(graph: GraphProto, removal: Removal) -> None:
+    """Correct the noted shapes that changed; their types may be known from nowhere else."""
+    for value in graph.value_info:
+        places = removal.groups.places(value.name, removal.gone) or ()
+        dims = value.type.tensor_type.shape.dim
+        for dim, leaving in zip(dims, places, strict=False):
+            if leaving.any() and dim.HasField("dim_value"):
+                dim.dim_value = len(leaving) - int(leaving.sum())
 
 
 def _list_inputs(model: ModelProto, removal: Removal) -> None:

@@ -47,6 +47,13 @@ FACTORS = PRODUCTS | {"Mul", "Einsum"}
 """Operators whose result is zero where one of the first two inputs is; that of Div is where the
 first one is."""
 
+HEADED = {
+    ("", "Attention"): (2,),
+    (MICROSOFT, "MultiHeadAttention"): (2, 3),
+    (MICROSOFT, "Attention"): (1, 2),
+}
+"""Attention as one operator, and the inputs that make values: where all are zero, its result is."""
+
 VARIES = "what {} reads of it depends on the input"
 BORDER = "what {} reads of it is a constant that differs from place to place"
 PAIRED = "{} multiplies it with something computed"
@@ -122,6 +129,8 @@ def contracted(node: NodeView, ranks: Sequence[int]) -> Mapping[int, tuple[int, 
         }
     if node.operator in GATES and node.domain == "":
         return {0: (2,), 1: (2,), 2: (2,)}
+    if (node.domain, node.operator) == (MICROSOFT, "Attention"):
+        return {0: (2,), 1: (0,)}
     return {}
 
 
@@ -180,18 +189,18 @@ class _Follower:
         self,
         node: NodeView,
         carried: Mask,
-        excused: Mask,
+        excused: tuple[Mask, int],
         read: Mapping[int, tuple[int, ...]],
     ) -> Mask:
         """Mark the removed units of a result that depend on the input."""
-        found = self._none()
+        found, (zero, factors) = self._none(), excused
         for slot, name in enumerate(node.inputs):
             if not name or name in self.fixed:
                 continue
             own = self._on(name, read.get(slot, ()))
             # A Concat takes each unit from the parts that have it.
             other = ~own if node.operator != "Concat" else self._none()
-            found |= carried & (self._wild(name) | other) & ~(excused & (slot < 2))
+            found |= carried & (self._wild(name) | other) & ~(zero & (slot < factors))
         return found
 
     def _none(self) -> Mask:
@@ -205,13 +214,28 @@ class _Follower:
         node: NodeView,
         values: Mapping[str, Value | None],
         read: Mapping[int, tuple[int, ...]],
-    ) -> Mask:
-        """Mark the units one factor makes zero, whatever the other one is."""
+    ) -> tuple[Mask, int]:
+        """Mark the units one factor makes zero, whatever the others are.
+
+        Returns:
+            The units, and how many inputs are factors.
+        """
+        headed = HEADED.get((node.domain, node.operator))
+        if headed is not None:
+            made = [node.inputs[slot] for slot in headed if slot < len(node.inputs)]
+            parts = [self._nothing(name, values) for name in made if name]
+            return np.logical_and.reduce(parts), len(node.inputs)
         found = self._none()
         factors = 2 if node.operator in FACTORS else 1 if node.operator == "Div" else 0
         for slot, name in enumerate(node.inputs[:factors]):
-            found |= self._zero(name, values, read.get(slot, ())) & ~self._wild(name)
-        return found
+            found |= self._nothing(name, values, read.get(slot, ()))
+        return found, 2
+
+    def _nothing(
+        self, name: str, values: Mapping[str, Value | None], but: Sequence[int] = ()
+    ) -> Mask:
+        """Mark the removed units that are zero in a value whatever the input is."""
+        return np.logical_and(self._zero(name, values, but), ~self._wild(name))
 
     def _zero(self, name: str, values: Mapping[str, Value | None], but: Sequence[int] = ()) -> Mask:
         """Mark the removed units that are exactly zero everywhere in a value."""
@@ -248,7 +272,7 @@ class _Follower:
             loud = units & ~self._silent(x, values, read[slot])
             if not loud.any():
                 continue
-            if other not in self.fixed or node.operator == "Einsum":
+            if other not in self.fixed or node.operator not in PRODUCTS:
                 self._stay(loud, PAIRED.format(node))
                 continue
             shift = self._shift(run, instruction, values, slot, read[slot][0], units)
@@ -270,7 +294,7 @@ class _Follower:
         """Mark the removed units that are exactly zero along the axes that are read."""
         rank = len(getattr(values.get(name), "shape", ()))
         rest = [axis for axis in range(rank) if axis not in axes]
-        return np.logical_and(self._zero(name, values, rest), ~self._wild(name))
+        return self._nothing(name, values, rest)
 
     def _shift(
         self,

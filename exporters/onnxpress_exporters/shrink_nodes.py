@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from onnxpress_adapters.groups import Groups
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv"})
+HEADED = ("Attention", "MultiHeadAttention")
+HEADS = ("num_heads", "q_num_heads", "kv_num_heads")
 SPLIT_AS_INPUT = 13
 """The opset from which the sizes of a Split are an input."""
 
@@ -108,6 +110,8 @@ def adapt(node: NodeProto, removal: Removal, names: Names, opset: int) -> list[N
     operator = node.op_type
     if operator in CONVOLUTIONS:
         _convolution(node, removal)
+    elif operator in HEADED:
+        _heads(node, removal)
     elif node.domain not in STANDARD_DOMAINS:
         return []
     elif operator in GATES:
@@ -155,6 +159,15 @@ def _convolution(node: NodeProto, removal: Removal) -> None:
         return
     left = kept.reshape(groups, -1).sum(1)
     _set(node, "group", int((left > 0).sum()))
+
+
+def _heads(node: NodeProto, removal: Removal) -> None:
+    """An attention that lost heads is told how many are left, where it was told before."""
+    kept = removal.kept(node.output[0], 2)
+    for name in HEADS if kept is not None else ():
+        heads = _get(node, name)
+        if heads is not None and kept is not None:
+            _set(node, name, int(kept.reshape(heads[0], -1).any(1).sum()))
 
 
 def _split(node: NodeProto, removal: Removal, names: Names, opset: int) -> None:

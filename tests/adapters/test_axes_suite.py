@@ -61,7 +61,8 @@ def _node(test: object) -> Iterator[Node]:
     proto = model.graph.node[0]
     if (plain(proto.domain), proto.op_type) not in RULES or proto.op_type in TOLD:
         return
-    if any(attribute.name == "group" and attribute.i > 1 for attribute in proto.attribute):
+    counts = {attribute.name: attribute.i for attribute in proto.attribute}
+    if counts.get("group", 1) > 1 or "q_num_heads" in counts:
         return
     found = []
     for names, values in zip((model.graph.input, model.graph.output), sets[0], strict=True):
@@ -107,6 +108,8 @@ def test_positions_that_leave_together_leave_the_rest_alone(operator: str) -> No
             for (name, value), ours in zip(node.outputs.items(), found, strict=True):
                 wanted = without(name, value, each)
                 assert ours.shape == wanted.shape, onnx.printer.to_text(node.model)
+                # bfloat16 has 8 significant bits.
+                rough = 2e-2 if value.dtype.itemsize < 4 else 1e-3
                 np.testing.assert_allclose(
-                    ours.astype(np.float64), wanted.astype(np.float64), rtol=1e-3, atol=1e-4
+                    ours.astype(np.float64), wanted.astype(np.float64), rtol=rough, atol=1e-4
                 )

@@ -292,6 +292,31 @@ def test_a_function_keeps_what_it_is_called_with() -> None:
     assert groups.reasons[key("w1")] == "Twice 'call' has graphs of its own"
 
 
+def test_heads_that_share_keys_stay() -> None:
+    nodes = [
+        op("MatMul", "x w1", "q"),
+        op("MatMul", "x wk", "k"),
+        op("MatMul", "x wv", "v"),
+        op("Attention", "q k v", "o", "attend", q_num_heads=4, kv_num_heads=2),
+        op("MatMul", "o w", "y"),
+    ]
+    constants = random(w1=(6, 16), wk=(6, 8), wv=(6, 8), w=(16, 2))
+    case = made(nodes, [], constants, ("N", 5, 6), opset=23, ir=11)
+    assert reason(case) == "Attention 'attend' shares keys among heads"
+
+
+def test_heads_whose_keys_are_handed_on_stay() -> None:
+    node = helper.make_node(
+        "MultiHeadAttention", ["q", "k", "v"], ["o", "pk", "pv"], "attend",
+        domain="com.microsoft", num_heads=3,
+    )  # fmt: skip
+    nodes = [*(op("MatMul", f"x w{name}", name) for name in "qkv"), node, op("MatMul", "o w", "y")]
+    constants = random(wq=(6, 12), wk=(6, 12), wv=(6, 12), w=(12, 2))
+    shapes = {"o": ("N", 5, 12), "pk": ("N", 3, 5, 4), "pv": ("N", 3, 5, 4)}
+    case = made(nodes, [], constants, ("N", 5, 6), noted=shapes, outputs=("y",))
+    assert reason(case, "wv") == "MultiHeadAttention 'attend' hands its keys and values on"
+
+
 def test_sizes_that_arithmetic_uses_keep_their_axis() -> None:
     nodes = [
         op("MatMul", "x w1", "h1"),
