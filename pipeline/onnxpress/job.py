@@ -15,10 +15,11 @@ from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_exporters.write import Form
 
-BuiltIn = Literal["smallest"]
+BuiltIn = Literal["smallest", "fastest"]
 """Recipes that need no file."""
 
 SMALLEST: BuiltIn = "smallest"
+FASTEST: BuiltIn = "fastest"
 
 EFFORTS: Mapping[str, float] = {"quick": 0.3, "default": 1.0, "best": 4.0}
 """What the work of every step is multiplied by."""
@@ -39,7 +40,9 @@ class Job:
         judge: inputs for the verdict alone.
         sequence: whether neighbouring samples of the data belong together.
         recipe: the steps, those of ``default_plan()`` unless given; or ``"smallest"``, which packs
-            and chooses how values are stored, for the smallest file within the tolerance.
+            and chooses how values are stored, for the smallest file within the tolerance; or
+            ``"fastest"``, which removes units or lets rows share their columns, whichever
+            onnxruntime runs faster.
         pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
             ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
             own.
@@ -136,16 +139,32 @@ def check_job(job: Job) -> None:
 
 
 def _check_built_in(job: Job) -> None:
-    if job.recipe != SMALLEST:
+    if job.recipe not in get_args(BuiltIn):
         raise MisuseError(
-            f"there is no built-in recipe '{job.recipe}'; there is {', '.join(get_args(BuiltIn))}"
+            f"there is no built-in recipe '{job.recipe}'; there are {', '.join(get_args(BuiltIn))}"
         )
     Pattern.parse(job.pattern)
     if job.tolerance is None:
         raise MisuseError(
-            "the recipe smallest goes as far as a tolerance lets it; give one, such as "
+            f"the recipe {job.recipe} goes as far as a tolerance lets it; give one, such as "
             "--tolerance 1%"
         )
+    if job.recipe == FASTEST:
+        given = [
+            flag
+            for flag, free in (
+                ("--values", job.values == "fp32"),
+                ("--pattern", Pattern.parse(job.pattern).is_free),
+                ("--form", job.form == "auto"),
+            )
+            if not free
+        ]
+        if given:
+            raise MisuseError(
+                "the recipe fastest chooses what leaves and how weights are written; leave out "
+                f"{' and '.join(given)}"
+            )
+        return
     if job.values != "fp32":
         raise MisuseError(
             "the recipe smallest chooses how values are stored; leave out --values, or leave out "

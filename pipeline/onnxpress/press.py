@@ -6,21 +6,17 @@ function.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import torch
-from onnx import numpy_helper
-
+from onnxpress.beginning import first_state, free_weights, problem_of, samples_of
 from onnxpress.candidates import BEYOND, Candidate, Plan, default_plan, hunt
-from onnxpress.cost import Cost, full_precision, one_thread_spared
-from onnxpress.domain import no_domain_error, parse_domains
-from onnxpress.inputs import parse_shapes
-from onnxpress.job import EFFORTS, SMALLEST, Job, check_job, parse_time
+from onnxpress.cost import full_precision, one_thread_spared
+from onnxpress.fastest import choose_way, ways_for
+from onnxpress.job import FASTEST, SMALLEST, Job, check_job, parse_time
 from onnxpress.making import changed_by, told_of_settable
 from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
@@ -28,45 +24,35 @@ from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
 from onnxpress.require import parse_requirements, timed
 from onnxpress.samples import (
-    Arrays,
     Samples,
     count,
-    from_data,
-    from_domains,
     labels_of,
-    load_data,
 )
 from onnxpress.search import Point
 from onnxpress.shrinking import Slim, slimmed, subject_of, wants_groups, with_groups
 from onnxpress.smallest import choose, storages_for
 from onnxpress.state import State
-from onnxpress.step import Step, is_open, matches
+from onnxpress.step import Chain, Step, is_open
 from onnxpress.storage import told_of
 from onnxpress.trace import Origin, digest_of, save_trace
-from onnxpress.verify import Judgement, draws, judge, read_tolerance
+from onnxpress.verify import Judgement, judge, read_tolerance
 from onnxpress.weighing import weigh
-from onnxpress_adapters.errors import AdapterError, MisuseError
-from onnxpress_adapters.extras import extras
-from onnxpress_adapters.network import import_network
-from onnxpress_adapters.prunable import prunable
+from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.read import read_model
-from onnxpress_adapters.specs import InputSpec, check_plain, specs
-from onnxpress_adapters.weights import Dense, WeightKey
+from onnxpress_adapters.specs import check_plain, specs
 from onnxpress_exporters.compare import check_runs
 from onnxpress_exporters.external_data import check_apart, room
-from onnxpress_exporters.write import Patched, patch, write
+from onnxpress_exporters.latency import Race
+from onnxpress_exporters.write import Form, Patched, patch, write
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-PASS_UNITS = 6.0
-"""Work one pass over the fit set may take; larger sets are cut to it."""
+CLOCK_SECONDS = 1.0
+"""About how long a rough candidate and the original run in turns."""
 
-FORWARD_MACS = 2.0e10
-"""Multiply-adds of forward passes in a unit of work."""
+KEPT = "nothing within the tolerance runs faster: the file has the original's weights, all of them"
 
-FEWEST = 64
-MOST_DRAWN = 8192
 JUDGING_SHARE = 0.75
 """Share of ``time`` after which no candidate is begun, to leave room for the judge."""
 
@@ -102,14 +88,14 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     inputs, outputs = specs(model)
     check_plain(inputs, outputs)
     tolerance = read_tolerance(job.tolerance, job.output, job.flips, outputs)
-    free = _free(job, model)
-    samples = _samples(job, inputs)
+    free = free_weights(job, model)
+    samples = samples_of(job, inputs)
     with one_thread_spared(), full_precision():
-        problem = _problem(job, model, samples, tolerance, progress)
+        problem = problem_of(job, model, samples, tolerance, progress)
     check_runs(model, samples.judge)  # refused now, not after all the work
-    state = _first_state(job, model, problem, free)
+    state = first_state(job, model, problem, free)
     plan = _plan(job, searched=tolerance is not None)
-    if wants_groups(plan.final):
+    if wants_groups(plan.final) or job.recipe == FASTEST:
         problem = with_groups(problem, model)
     enough = Pattern.parse(job.pattern).most > 0  # n:m says by itself how far to go
     if job.sparsity is None and tolerance is None and is_open(plan.final) and not enough:
@@ -132,6 +118,10 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         made = patch(model, changed, job.written, found.storage, freeze=job.freeze)
         return int(made.model.ByteSize())
 
+    def clock(found: State, form: Form) -> float:
+        made = _made(replace(job, form=form), model, problem, found)[1](freeze=job.freeze)
+        return timed(model, made.model, samples.choose, CLOCK_SECONDS).ratio
+
     with one_thread_spared(), full_precision():
         if job.recipe == SMALLEST:
             storages = storages_for(model, state.free, freeze=job.freeze)
@@ -146,6 +136,21 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             )
             plan, known = choice.plan, choice.points
             notes.append(choice.told)
+        if job.recipe == FASTEST:
+            fastest = choose_way(
+                ways_for(state, problem),
+                state,
+                problem,
+                clock,
+                sparsity=job.sparsity,
+                deadline=deadline,
+            )
+            notes.append(fastest.told)
+            if fastest.way is None:
+                plan = Plan.of(Chain(()))  # which leaves the original as it is
+            else:
+                plan, known = fastest.way.plan, fastest.points
+                job = replace(job, form=fastest.way.form)
         points = hunt(
             plan,
             state,
@@ -157,6 +162,9 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             known=known,
         )
     last = min(judged, key=lambda one: one.judgement.rank)
+    if job.recipe == FASTEST and not last.is_faster:
+        kept = Candidate(state, Chain(()), (KEPT,))
+        last = _judged(job, model, problem, samples, kept)
     report = _report(job, model, problem, samples, judged, last)
     if report.exit_code == 0:
         progress("writing", 1.0, str(job.target))
@@ -187,6 +195,12 @@ class _Judged:
     judgement: Judgement
     slim: Slim
     notes: tuple[str, ...] = ()
+    latency: Race | None = None
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether the file was timed, and runs faster than the original for sure."""
+        return self.latency is not None and self.latency.interval[1] < 1
 
     def excess(self, tolerance: Tolerance | None) -> float:
         """Give the judge's bound as a share of what is allowed, the worst of them."""
@@ -202,161 +216,9 @@ class _Judged:
 
 
 def _plan(job: Job, *, searched: bool) -> Plan:
-    if job.recipe is not None and job.recipe != SMALLEST:
+    if job.recipe is not None and not isinstance(job.recipe, str):
         return Plan.of(job.recipe)
     return default_plan(searched=searched, values=job.values).following(job.pattern)
-
-
-def _free(job: Job, model: ModelProto) -> frozenset[WeightKey]:
-    """Choose the weights steps may touch.
-
-    Raises:
-        MisuseError: there are none.
-    """
-    weights = [weight for weight in prunable(model, tables=job.embeddings) if weight.elements]
-    pressed = [weight.key for weight in weights if not weight.fixed]
-    if not weights:
-        raise MisuseError(
-            f"{job.model} has no prunable weights (constants that MatMul, Gemm, Conv, "
-            "ConvTranspose, LSTM, GRU or RNN multiply by); onnxpress cannot make it sparser"
-        )
-    if not pressed:
-        raise MisuseError(
-            f"none of the {len(weights)} prunable weights of {job.model} can be changed (of the "
-            f"first, {weights[0].fixed}); press the floating-point model it was made from"
-        )
-    for pattern in (*job.include, *job.exclude):
-        if not any(matches(key, pattern) for key in pressed):
-            near = get_close_matches(pattern, [str(key) for key in pressed], n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f", such as '{pressed[0]}'"
-            raise MisuseError(f"no prunable weight matches '{pattern}'{hint}")
-    kept = [
-        key
-        for key in pressed
-        if (not job.include or any(matches(key, p) for p in job.include))
-        and not any(matches(key, p) for p in job.exclude)
-    ]
-    if not kept:
-        raise MisuseError("--include and --exclude together leave no weight to press")
-    return frozenset(kept)
-
-
-def _samples(job: Job, inputs: Sequence[InputSpec]) -> Samples:
-    """Load or draw the three sets."""
-    shapes = parse_shapes(job.shape, inputs)
-    if job.data is not None and job.domain:
-        raise MisuseError("give --data or --domain, not both")
-    if job.data is not None:
-        judge = None if job.judge is None else load_data(job.judge, inputs, shapes)
-        data = load_data(job.data, inputs, shapes)
-        return from_data(data, job.seed, sequence=job.sequence, judge=judge)
-    if job.judge is not None:
-        raise MisuseError("--judge goes with --data; from a domain the judge draws its own inputs")
-    if not job.domain:
-        raise no_domain_error(inputs, str(job.model))
-    domains = parse_domains(job.domain, inputs, shapes)
-    size = draws(domains)
-    return from_domains(domains, (min(MOST_DRAWN, 4 * size), size, size), job.seed)
-
-
-def _problem(
-    job: Job,
-    model: ModelProto,
-    samples: Samples,
-    tolerance: Tolerance | None,
-    progress: Progress,
-) -> Problem:
-    """Import the network, prove a way to batch, and cut the sets to what can be afforded."""
-    device = _device(job.device)
-    effort = EFFORTS[job.effort]
-    network, weights = import_network(model, tables=job.embeddings)
-    reference = {key: value.to(device) for key, value in weights.items()}
-    names = [spec.name for spec in network.inputs]
-    probes = [torch.from_numpy(samples.fit[name][:64]).to(device) for name in names]
-    network = network.proven(reference, probes)
-    cost = Cost.of(network, reference, probes, effort)
-    affordable = max(FEWEST, int(effort * PASS_UNITS * FORWARD_MACS / cost.macs))
-    fit, choose = (
-        _tensors(samples.fit, names, affordable),
-        _tensors(samples.choose, names, max(FEWEST, affordable // 2)),
-    )
-    judged = tuple(
-        place
-        for place, spec in enumerate(network.outputs)
-        if spec.kind == "float"
-        and (tolerance is None or not tolerance.outputs or spec.name in dict(tolerance.outputs))
-    )
-    if not judged:
-        raise AdapterError(f"{job.model} has no floating-point output to hold a distance on")
-    return Problem(
-        network=network,
-        reference=reference,
-        fit=[value.to(device) for value in fit],
-        choose=[value.to(device) for value in choose],
-        judged=judged,
-        tolerance=tolerance,
-        device=device,
-        seed=job.seed,
-        effort=effort,
-        related=job.data is not None,
-        progress=progress,
-    )
-
-
-def _tensors(arrays: Arrays, names: Sequence[str], most: int) -> list[torch.Tensor]:
-    return [torch.from_numpy(arrays[name][:most]) for name in names]
-
-
-def _device(name: str) -> torch.device:
-    """Choose where the steps run.
-
-    Raises:
-        MisuseError: CUDA is asked for and torch sees none.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise MisuseError(f"there is no device '{name}'; there are auto, cpu and cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MisuseError(
-            "torch sees no CUDA device; leave out --device, or install a CUDA build of torch"
-        )
-    cuda = name != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if cuda else "cpu")
-
-
-def _first_state(
-    job: Job, model: ModelProto, problem: Problem, free: frozenset[WeightKey]
-) -> State:
-    """Lay out the original weights as a state.
-
-    Raises:
-        AdapterError: the gradient of every free weight would have to pass through an operator
-            torch does not run.
-    """
-    weights: dict[WeightKey, Dense] = {}
-    zeros = entries = 0
-    for weight in prunable(model, tables=job.embeddings):
-        values = problem.reference.get(weight.key)
-        if not weight.fixed and values is not None:
-            weights[weight.key] = Dense(values, values != 0)
-        else:
-            array = numpy_helper.to_array(weight.tensor)
-            zeros, entries = zeros + int((array == 0).sum()), entries + array.size
-    blocked = problem.network.program.blocked
-    adapting = {
-        key: problem.reference[key]
-        for key in extras(model, tables=job.embeddings)
-        if key in problem.reference and key not in blocked
-    }
-    movable = frozenset(key for key in free & weights.keys() if key not in blocked)
-    if not movable:
-        names = ", ".join(sorted({blocked[key] for key in free if key in blocked}))
-        raise AdapterError(
-            f"no weight of {job.model} is optimisable: every gradient would have to pass through "
-            f"{names}, which torch does not run; `onnxpress inspect` lists them"
-            if names
-            else f"no weight of {job.model} reaches a tensor made of the inputs"
-        )
-    return State(weights, adapting, movable, (zeros, entries))
 
 
 def _judged(
@@ -364,16 +226,27 @@ def _judged(
 ) -> _Judged:
     """Make the file's model and let onnxruntime judge it."""
     problem.progress("judging", 0.95, f"sparsity {candidate.state.sparsity:.3f} in onnxruntime")
-    state = candidate.state
+    slim, made = _made(job, model, problem, candidate.state)
+    patched = made(freeze=job.freeze)
+    judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
+    latency = None
+    asked = job.recipe == FASTEST or parse_requirements(job.require).latency is not None
+    if asked and judgement.decision.verdict == "within":
+        problem.progress("judging", 0.98, "latency in onnxruntime")
+        latency = timed(model, patched.model, samples.judge)
+    settable = told_of_settable(patched, partial(made, freeze=True))
+    return _Judged(candidate, patched, judgement, slim, settable, latency)
+
+
+def _made(
+    job: Job, model: ModelProto, problem: Problem, state: State
+) -> tuple[Slim, Callable[..., Patched]]:
+    """Give what a state puts into which model, and what writes it there."""
     slim = Slim(model, changed_by(state, job, model, problem), state.storage)
     if (subject := subject_of(model, problem)) is not None:
         supports = {key: state.weights[key].support for key in state.free}
         slim = slimmed(subject, supports, slim.changed, state.storage)
-    made = partial(patch, slim.model, slim.changed, job.written, slim.storage)
-    patched = made(freeze=job.freeze)
-    judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
-    settable = told_of_settable(patched, partial(made, freeze=True))
-    return _Judged(candidate, patched, judgement, slim, settable)
+    return slim, partial(patch, slim.model, slim.changed, job.written, slim.storage)
 
 
 def _report(
@@ -410,10 +283,6 @@ def _report(
         value = decision.absolute[0] if absolute else decision.relative[0]
         closest = Closest(last.candidate.state.sparsity, value)
     required = parse_requirements(job.require)
-    latency = None
-    if required.latency is not None and decision.verdict == "within":
-        problem.progress("judging", 0.98, "latency in onnxruntime")
-        latency = timed(model, last.patched.model, samples.judge)
     return Report(
         model=job.model,
         pressed=job.target,
@@ -430,8 +299,8 @@ def _report(
         batching=problem.network.batching.mode,
         judged=len(judged),
         closest=closest,
-        unmet=required.unmet(*outcome.sizes.size_bytes, latency),
-        latency=latency,
+        unmet=required.unmet(*outcome.sizes.size_bytes, last.latency),
+        latency=last.latency,
         steps=steps,
         log=last.candidate.state.log,
         notes=(*_notes(problem, samples, last), *last.notes),

@@ -167,7 +167,8 @@ def _parsed(path: Path) -> Any:
     except OSError as error:
         names = ", ".join(get_args(BuiltIn))
         raise MisuseError(
-            f"the recipe cannot be read: {error.strerror or error}; without a file there is {names}"
+            f"the recipe cannot be read: {error.strerror or error}; without a file there are "
+            f"{names}"
         ) from error
     except UnicodeDecodeError:
         raise MisuseError("it is not text, so it is no recipe") from None

@@ -75,7 +75,10 @@ class Requirement:
 
 
 def timed(
-    original: ModelProto | Path, pressed: ModelProto | Path, arrays: Mapping[str, np.ndarray]
+    original: ModelProto | Path,
+    pressed: ModelProto | Path,
+    arrays: Mapping[str, np.ndarray],
+    seconds: float = RACE_SECONDS,
 ) -> Race:
     """Run the original and the pressed model in turns, on one thread, a sample at a time.
 
@@ -83,6 +86,7 @@ def timed(
         original: a path must be one that ``read_model`` took.
         pressed: likewise, with the same inputs.
         arrays: by input ``[samples, *feed shape]``.
+        seconds: about how long.
 
     Raises:
         ExportError: onnxruntime refuses or fails to run a model.
@@ -92,7 +96,7 @@ def timed(
         {name: np.asarray(array[place]) for name, array in arrays.items()}
         for place in range(min(samples, RACE_FEEDS))
     ]
-    return race(Runner(original, threads=1), Runner(pressed, threads=1), feeds, RACE_SECONDS)
+    return race(Runner(original, threads=1), Runner(pressed, threads=1), feeds, seconds)
 
 
 def parse_requirements(texts: Iterable[str]) -> Requirement:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from onnxpress import press
+from onnxpress import beginning
 from onnxpress.cli import main
 from small_models import perceptron
 
@@ -22,7 +22,7 @@ def call(*words: object) -> Result:
 @pytest.fixture
 def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What a run at 20 % kept."""
-    monkeypatch.setattr(press, "MOST_DRAWN", 512)
+    monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     model, recipe, path = (tmp_path / name for name in ("m.onnx", "r.yaml", "t.trace"))
     model.write_bytes(perceptron().SerializeToString())
     recipe.write_text("steps: [magnitude, repair: {work: 0.05}]")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from models import convolutional_model, graph_model, shared_model, two_headed_model
-from onnxpress import press
+from onnxpress import beginning
 from onnxpress.candidates import RESERVE
 from onnxpress.job import Job
 from onnxpress.picking import PickJob, pick
@@ -46,7 +46,7 @@ def quantised() -> ModelProto:
 
 @pytest.fixture(autouse=True)
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(press, "MOST_DRAWN", 512)
+    monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from models import convolutional_model, graph_model, shared_model, two_headed_model
-from onnxpress import press
+from onnxpress import beginning, press
 from onnxpress.job import Job, parse_time
 from onnxpress.press import compress
 from onnxpress.step import Chain, Only, Step
@@ -40,7 +40,7 @@ def saved(made: ModelProto, folder: Path) -> Path:
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that is within a wide tolerance, quickly."""
-    monkeypatch.setattr(press, "MOST_DRAWN", 512)
+    monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     return Job(
         saved(perceptron(), tmp_path),
         tolerance="20%",

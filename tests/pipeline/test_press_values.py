@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from onnxpress import candidates, press
+from onnxpress import beginning, candidates
 from onnxpress.cli import main
 from onnxpress.job import Job
 from onnxpress.picking import PickJob, pick
@@ -32,7 +32,7 @@ DOMAIN = ("x=normal:0,1",)
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that takes little time."""
-    monkeypatch.setattr(press, "MOST_DRAWN", 512)
+    monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     monkeypatch.setattr(candidates, "ALONE", 0.3)
     model = tmp_path / "m.onnx"
     model.write_bytes(perceptron().SerializeToString())

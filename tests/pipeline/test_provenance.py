@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from onnx import ModelProto, numpy_helper
 
 from jobs import quick_job
-from onnxpress import __version__, press
+from onnxpress import __version__, beginning, press
 from onnxpress.cli import main
 from onnxpress.inspection import inspect_model
 from onnxpress.job import Job
@@ -116,7 +116,7 @@ def test_weights_in_bodies_count(as_node: bool) -> None:
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A quick job."""
-    monkeypatch.setattr(press, "MOST_DRAWN", 256)
+    monkeypatch.setattr(beginning, "MOST_DRAWN", 256)
     return quick_job(tmp_path, Magnitude(sparsity=0.9), seed=3)
 
 

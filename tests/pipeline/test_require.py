@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from onnx import ModelProto
 
 from jobs import quick_job
-from onnxpress import picking, press
+from onnxpress import beginning, picking, press
 from onnxpress.cli import main
 from onnxpress.job import Job, check_job
 from onnxpress.picking import PickJob
@@ -87,7 +87,7 @@ def test_the_whole_interval_of_a_latency_has_to_be_below() -> None:
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that leaves one weight of twenty."""
-    monkeypatch.setattr(press, "MOST_DRAWN", 256)
+    monkeypatch.setattr(beginning, "MOST_DRAWN", 256)
     return quick_job(tmp_path, Magnitude(sparsity=0.95))
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from fake_steps import Fake, Law, plain_case, power
-from onnxpress import candidates, press, smallest
+from onnxpress import beginning, candidates, smallest
 from onnxpress.candidates import Plan
 from onnxpress.cli import main
 from onnxpress.job import Job
@@ -129,7 +129,7 @@ def test_bits_and_sparsity_are_each_others_inverse(values: Values) -> None:
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that takes little time."""
-    monkeypatch.setattr(press, "MOST_DRAWN", 512)
+    monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     monkeypatch.setattr(candidates, "ROUGH", 0.1)
     monkeypatch.setattr(candidates, "FINAL", 0.1)
     model = tmp_path / "m.onnx"
@@ -183,13 +183,13 @@ def test_mistakes_are_named(job: Job, tmp_path: Path) -> None:
         compress(replace(job, values="int8"))
     with pytest.raises(MisuseError, match="packs weights; leave out --form sparse"):
         compress(replace(job, form="sparse"))
-    with pytest.raises(MisuseError, match="there is no built-in recipe 'tiny'; there is smallest"):
+    with pytest.raises(MisuseError, match="there is no built-in recipe 'tiny'; there are small"):
         compress(replace(job, recipe="tiny"))  # type: ignore[arg-type]  # a mistake
     words = ["compress", str(job.model), "--tolerance", "1%", "--recipe", "smalest"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
     assert "smalest: the recipe cannot be read: No such file" in result.stderr
-    assert "without a file there is smallest" in result.stderr
+    assert "without a file there are smallest, fastest" in result.stderr
     assert "smallest" in CliRunner().invoke(main, ["compress", "--help"]).output
 
 
@@ -203,4 +203,4 @@ def test_a_recipe_file_may_name_it(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(MisuseError, match=r"r.yaml: recipe: the name of a built-in one"):
             load_recipe(file)
-    assert json_schema()["properties"]["recipe"] == {"enum": ["smallest"]}
+    assert json_schema()["properties"]["recipe"] == {"enum": ["smallest", "fastest"]}

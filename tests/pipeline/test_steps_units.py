@@ -22,7 +22,7 @@ from models import (
     linear_model,
     normal,
 )
-from onnxpress import press, unit_scores
+from onnxpress import beginning, unit_scores
 from onnxpress.job import Job
 from onnxpress.objective import objective_of
 from onnxpress.picking import PickJob, pick
@@ -223,7 +223,7 @@ def test_nothing_leaves_where_all_is_read() -> None:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    monkeypatch.setattr(press, "MOST_DRAWN", 256)
+    monkeypatch.setattr(beginning, "MOST_DRAWN", 256)
     original = tmp_path / "m.onnx"
     original.write_bytes(perceptron().SerializeToString())
     return Job(original, domain=("x=normal:0,1",), device="cpu", effort="quick")

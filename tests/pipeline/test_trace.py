@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from models import Case, case_of, key, two_headed_model
-from onnxpress import __version__, press
+from onnxpress import __version__, beginning
 from onnxpress.job import Job
 from onnxpress.press import compress
 from onnxpress.search import Point, tried
@@ -349,7 +349,7 @@ def test_a_pruned_weight_needs_its_original(path: Path) -> None:
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A quick job that keeps a trace."""
-    monkeypatch.setattr(press, "MOST_DRAWN", 512)
+    monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     model = tmp_path / "m.onnx"
     model.write_bytes(perceptron().SerializeToString())
     return Job(

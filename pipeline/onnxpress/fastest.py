@@ -1,0 +1,134 @@
+"""The fastest file within the tolerance: what is removed, so that onnxruntime has less to do.
+
+Zeros in a dense weight buy no time. Two things do: units that are no longer there, and rows that
+share their columns. Which of them is faster on a model, and whether either is, depends on its
+layers and on the machine: so each is searched roughly for how far it can go, and its best candidate
+is timed against the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxpress.candidates import FINAL, ROUGH, Plan, over_free, rough_search
+from onnxpress.search import Point, best_of, tolerance_of
+from onnxpress.step import Chain
+from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.repair import Repair
+from onnxpress.steps.units import Units, read_by
+from onnxpress_adapters.errors import StepError
+
+if TYPE_CHECKING:
+    from onnxpress.problem import Problem
+    from onnxpress.state import State
+    from onnxpress_exporters.write import Form
+
+MULTIPLE = 8
+"""Units that leave together: kernels of convolutions work on blocks of 8 channels or more."""
+
+HEIGHT = 64
+"""Rows that share their columns."""
+
+WIDE = 256
+"""Rows and columns a matrix needs for its rows to be worth gathering for."""
+
+Clock = Callable[["State", "Form"], float]
+"""Gives the time of the file a state makes, as a share of the original's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """One way to be faster.
+
+    Attributes:
+        name: what the report calls it.
+        plan: the steps.
+        form: how weights are written.
+    """
+
+    name: str
+    plan: Plan
+    form: Form
+
+
+@dataclass(frozen=True, eq=False)
+class Fastest:
+    """The way to take.
+
+    Attributes:
+        way: None where none is faster than the original.
+        points: what was tried on it.
+        told: what was tried, in a line.
+    """
+
+    way: Way | None
+    points: tuple[Point, ...]
+    told: str
+
+
+def ways_for(state: State, problem: Problem) -> tuple[Way, ...]:
+    """List the ways a model has: units that can leave, and matrices wide enough to be gathered."""
+    ways = []
+    if problem.groups is not None and read_by(problem.groups, state.free):
+        units = Units(multiple=MULTIPLE)
+        plan = Plan(Chain((units, Repair(work=FINAL))), Chain((units, Repair(work=ROUGH))))
+        ways.append(Way("units", plan, "auto"))
+    wide = any(
+        layer.key in state.free and layer.groups == 1 and min(layer.rows, layer.columns) >= WIDE
+        for layer in problem.network.layers
+    )
+    if wide:
+        greedy = Greedy(pattern=f"rows:{HEIGHT}")
+        plan = Plan(Chain((greedy, Repair(work=FINAL))), Chain((greedy, Repair(work=ROUGH))))
+        ways.append(Way(f"rows in groups of {HEIGHT}", plan, "gathered"))
+    return tuple(ways)
+
+
+def choose_way(
+    ways: Sequence[Way],
+    state: State,
+    problem: Problem,
+    clock: Clock,
+    *,
+    sparsity: float | None = None,
+    deadline: float | None = None,
+) -> Fastest:
+    """Find the fastest way by rough candidates on the choose set.
+
+    Args:
+        ways: to choose from.
+        state: where to begin.
+        problem: the promise; it has a tolerance.
+        clock: times a candidate.
+        sparsity: zeros over all prunable weights, the least to accept; None for any.
+        deadline: a moment of ``time.monotonic``; half of the time until then is for this.
+
+    Raises:
+        MisuseError: the sparsity cannot be reached with the weights that may change.
+    """
+    floor = 0.0 if sparsity is None else over_free(state, sparsity)
+    found: list[tuple[float, Way, tuple[Point, ...]]] = []
+    lines = []
+    for way in ways:
+        search = rough_search(way.plan, problem, floor, deadline)
+        limit = tolerance_of(problem) * search.margin
+        try:
+            points = tuple(search.points(state, problem))
+        except StepError as error:
+            lines.append(f"{way.name} ({error})")
+            continue
+        best = best_of(points, limit)
+        if best.upper > limit:
+            lines.append(f"{way.name} (beyond the tolerance at sparsity {best.sparsity:.2f})")
+            continue
+        problem.progress("pressing", 0.6, f"timing {way.name} at sparsity {best.sparsity:.3f}")
+        ratio = clock(best.state, way.form)
+        lines.append(f"{way.name} (sparsity {best.sparsity:.2f}: {ratio:.2f} of the time)")
+        found.append((ratio, way, points))
+        if any(point.notes for point in points):  # interrupted
+            break
+    told = f"tried {', '.join(lines)}" if lines else "no units can leave and no matrix is wide"
+    ratio, chosen, points = min(found, key=lambda one: one[0], default=(1.0, None, ()))
+    return Fastest(chosen if ratio < 1 else None, points if ratio < 1 else (), told)
