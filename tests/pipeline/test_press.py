@@ -420,7 +420,7 @@ def test_inputs_that_do_not_fit_together(job: Job, data: Path) -> None:
 def test_a_set_too_large_for_the_effort_is_cut_and_said_so(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(press, "PASS_UNITS", 1e-9)
+    monkeypatch.setattr(beginning, "PASS_UNITS", 1e-9)
     report = compress(replace(job, recipe=HALF, tolerance=None))
     assert (report.samples.fit, report.samples.choose, report.samples.judge) == (64, 64, 2048)
     assert report.notes == (
