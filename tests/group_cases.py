@@ -13,7 +13,9 @@ from group_case import Case
 CASES: Mapping[str, Callable[[], Case]] = {
     function.__name__: function
     for function in (
-        products.gemm, products.sigmoid_between_matmuls, products.sigmoid_without_bias,
+        products.gemm, products.fused_gemm, images.fused, moves.halves, moves.halves_by_number,
+        moves.short_bounds, moves.computed_of_constants,
+        products.sigmoid_between_matmuls, products.sigmoid_without_bias,
         products.sigmoid_before_gemm, products.weight_on_the_left, products.vector,
         products.many_matrices, products.einsum, products.moved_weights, products.split_weight,
         products.constant_nodes, products.shared_weight, products.shared_bias, products.quantised,

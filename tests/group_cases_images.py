@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import helper
 
 from group_case import IMAGE, Case, made, norm, random, whole
 from hand_built import op
@@ -252,3 +253,20 @@ def blocks_of_places() -> Case:
     ]
     constants = random(w1=(12, 3, 1, 1), w2=(16, 12, 1, 1), w3=(2, 4, 1, 1))
     return made(nodes, [3, 4], constants, IMAGE)
+
+
+def fused() -> Case:
+    """As onnxruntime writes it: the activation belongs to the convolution."""
+    nodes = [
+        helper.make_node(
+            "FusedConv", ["x", "w1", "b1"], ["h1"], domain="com.microsoft", activation="Sigmoid"
+        ),
+        helper.make_node(
+            "FusedConv", ["h1", "w2", "", "x2"], ["h2"], domain="com.microsoft", activation="Relu"
+        ),
+        op("Conv", "h2 w3", "y"),
+    ]
+    nodes.insert(0, op("Conv", "x w0", "x2"))
+    constants = random(w0=(5, 3, 1, 1), w1=(8, 3, 1, 1), b1=(8,), w2=(5, 8, 1, 1), w3=(2, 5, 1, 1))
+    noted = {"h1": ("N", 8, 6, 6), "h2": ("N", 5, 6, 6)}
+    return made(nodes, [5, 8], constants, IMAGE, noted=noted)

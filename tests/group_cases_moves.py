@@ -9,6 +9,7 @@ from onnx import NodeProto, TensorProto
 
 from group_case import IMAGE, Case, made, random, whole
 from hand_built import op
+from small_models import constant
 
 
 def flattened(target: Callable[[], NodeProto] | None = None) -> Case:
@@ -191,3 +192,58 @@ def repeated() -> Case:
         "border": whole(1, 0, 0, 0),
     }
     return made(nodes, [8], constants)
+
+
+def halves() -> Case:
+    """Parts whose sizes nothing tells."""
+    nodes = [
+        op("Gemm", "x w1", "h1"),
+        op("Split", "h1", "a b", axis=1),
+        op("Mul", "a b", "h2"),
+        op("Gemm", "h2 w2", "y"),
+    ]
+    return made(nodes, [8], random(w1=(6, 16), w2=(8, 3)))
+
+
+def halves_by_number() -> Case:
+    nodes = [
+        op("Gemm", "x w1", "h1"),
+        op("Split", "h1", "a b", axis=1, num_outputs=2),
+        op("Mul", "a b", "h2"),
+        op("Gemm", "h2 w2", "y"),
+    ]
+    return made(nodes, [8], random(w1=(6, 16), w2=(8, 3)), opset=18)
+
+
+def short_bounds() -> Case:
+    """Bounds in 32 bits, in Constant nodes."""
+    bounds = {"zero": 0, "one": 1, "five": 5, "eight": 8}
+    nodes = [
+        *(constant(name, np.array([number], np.int32)) for name, number in bounds.items()),
+        op("Gemm", "x w1", "h1"),
+        op("Slice", "h1 zero five one", "a"),
+        op("Slice", "h1 five eight one", "b"),
+        op("Relu", "a", "c"),
+        op("Concat", "b c", "h2", axis=1),
+        op("Gemm", "h2 w2", "y"),
+    ]
+    return made(nodes, [5, 3], random(w1=(6, 8), w2=(8, 3)))
+
+
+def computed_of_constants() -> Case:
+    """Arithmetic on numbers of the file alone can be followed."""
+    nodes = [
+        op("Conv", "x w1", "h1"),
+        op("Mul", "two four", "eight"),
+        op("Concat", "same eight all", "to", axis=0),
+        op("Reshape", "h1 to", "h2"),
+        op("Transpose", "h2", "h3", perm=[0, 2, 1]),
+        op("MatMul", "h3 w2", "y"),
+    ]
+    constants = random(w1=(8, 3, 3, 3), w2=(8, 2)) | {
+        "two": whole(2),
+        "four": whole(4),
+        "same": whole(0),
+        "all": whole(-1),
+    }
+    return made(nodes, [8], constants, IMAGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import helper
 
 from group_case import Case, made, random, whole
 from hand_built import Array, op
@@ -169,3 +170,16 @@ def quantised() -> Case:
         op("MatMul", "h2 w2", "y"),
     ]
     return made(nodes, [8], constants)
+
+
+def fused_gemm() -> Case:
+    nodes = [
+        op("Gemm", "x w1", "h1"),
+        op("Sigmoid", "h1", "h2"),
+        helper.make_node(
+            "FusedGemm", ["h2", "w2", "b2"], ["h3"], domain="com.microsoft", activation="Relu"
+        ),
+        op("Gemm", "h3 w3", "y"),
+    ]
+    constants = random(w1=(6, 8), w2=(8, 5), b2=(5,), w3=(5, 2))
+    return made(nodes, [8, 5], constants, noted={"h3": ("N", 5)})

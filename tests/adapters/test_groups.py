@@ -317,6 +317,113 @@ def test_heads_whose_keys_are_handed_on_stay() -> None:
     assert reason(case, "wv") == "MultiHeadAttention 'attend' hands its keys and values on"
 
 
+def computed(operator: str, reads: str) -> Case:
+    """An operator told by numbers made of the input, between two products."""
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Cast", "x", "whole", to=TensorProto.INT64),
+        op("ReduceMin", "whole", "least", axes=[0, 1]),
+        op("Mul", "least none", "zero"),
+        op("Reshape", "zero one", "zeros"),
+        op(operator, reads, "h2", "the_one"),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    constants = random(w1=(6, 8), w2=(8, 2)) | {"none": np.array(0, np.int64), "one": whole(1)}
+    inputs, outputs = [value("x", 4, 6)], [value("y", "a", "b")]
+    return Case(build(nodes, inputs, outputs, constants), ())
+
+
+@pytest.mark.parametrize(
+    ("operator", "reads", "expected"),
+    [
+        ("ReduceSum", "h1 zeros", "ReduceSum 'the_one' reduces axes that are computed"),
+        ("CumSum", "h1 zero", "CumSum 'the_one' sums along an axis that is computed"),
+        ("Squeeze", "h1", "Squeeze 'the_one' drops every axis of one entry"),
+    ],
+)
+def test_what_is_told_by_computed_numbers_stays(operator: str, reads: str, expected: str) -> None:
+    assert reason(computed(operator, reads)) == expected
+
+
+def test_a_border_that_is_computed_keeps_all() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("Cast", "x", "whole", to=TensorProto.INT64),
+        op("ReduceMin", "whole", "least", keepdims=0),
+        op("Mul", "least none", "pads"),
+        op("Pad", "h1 pads", "h2", "the_one"),
+        op("MatMul", "h2 w2", "y"),
+    ]
+    constants = random(w1=(6, 8), w2=(8, 2)) | {"none": whole(0, 0, 0, 0)}
+    case = made(nodes, [], constants, (4, 6))
+    assert reason(case) == "Pad 'the_one' is told its borders by something computed"
+
+
+def test_a_split_that_drops_a_part_keeps_all() -> None:
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        helper.make_node("Split", ["h1", "sizes"], ["a", ""], name="half", axis=1),
+        op("MatMul", "a w2", "y"),
+    ]
+    constants = random(w1=(6, 8), w2=(4, 2)) | {"sizes": whole(4, 4)}
+    inputs, outputs = [value("x", "N", 6)], [value("y", "N", 2)]
+    case = Case(build(nodes, inputs, outputs, constants), ())
+    assert reason(case) == "Split 'half' drops a part"
+
+
+def test_a_resize_that_crops_keeps_all() -> None:
+    nodes = [
+        op("Conv", "x w1", "h1"),
+        op("Resize", "h1 roi _ sizes", "h2", "crop", mode="nearest",
+           coordinate_transformation_mode="tf_crop_and_resize"),
+        op("Conv", "h2 w2", "y"),
+    ]  # fmt: skip
+    constants = random(w1=(8, 3, 1, 1), w2=(2, 8, 1, 1)) | {
+        "roi": np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32),
+        "sizes": whole(2, 8, 6, 6),
+    }
+    case = made(nodes, [], constants, (2, 3, 6, 6))
+    assert reason(case) == "Resize 'crop' takes a part of its input"
+
+
+def test_a_size_told_for_another_axis_keeps_both() -> None:
+    """Eight columns become two by four, and four is the size of something else."""
+    nodes = [
+        op("MatMul", "x w1", "h1"),
+        op("MatMul", "x w3", "h3"),
+        op("Shape", "h3", "s"),
+        op("Slice", "s one two", "four"),
+        op("Concat", "all four", "to", axis=0),
+        op("Reshape", "h1 to", "h2", "cut"),
+        op("MatMul", "h2 w2", "y1"),
+        op("MatMul", "h3 w2", "y2"),
+        op("Concat", "y1 y2", "y", axis=0),
+    ]
+    constants = random(w1=(6, 8), w2=(4, 2), w3=(6, 4)) | {
+        "one": whole(1),
+        "two": whole(2),
+        "all": whole(-1),
+    }
+    groups = groups_of(made(nodes, [4], constants))
+    (group,) = groups.groups
+    # Column k of either half leaves with unit k of the other product: both are told one size.
+    assert [m.key.name for m in group.members] == ["w1", "w3", "w2"]
+    np.testing.assert_array_equal(group.members[0].units, np.tile(np.arange(4), 2))
+
+
+def test_the_shape_of_an_old_reshape_is_an_attribute() -> None:
+    nodes = [
+        op("Conv", "x w1", "h1"),
+        op("Reshape", "h1", "h2", shape=[0, 128]),
+        op("Gemm", "h2 w2 b", "y"),
+    ]
+    constants = random(w1=(8, 3, 3, 3), w2=(128, 2), b=(1, 2))
+    inputs, outputs = [value("x", 1, 3, 6, 6)], [value("y", 1, 2)]
+    case = Case(build(nodes, inputs, outputs, constants, opset=4), ())
+    (group,) = groups_of(case).groups
+    assert group.units == 8
+
+
 def test_sizes_that_arithmetic_uses_keep_their_axis() -> None:
     nodes = [
         op("MatMul", "x w1", "h1"),

@@ -15,12 +15,12 @@ from onnx.numpy_helper import to_array
 from group_case import IMAGE, Case, made, random
 from group_cases import CASES
 from group_cases_images import residual
-from hand_built import Array, key, op
+from hand_built import Array, build, key, op
 from onnxpress_adapters.errors import ExportError
 from onnxpress_exporters.shrink import Shrunk, Subject, settle, shrink
 from onnxpress_exporters.write import patch
 from shrinking import TIGHT, answers, apart, halved, shrunk_like_masked, subject_of, values_of
-from small_models import half_precision, perceptron
+from small_models import half_precision, perceptron, value
 
 
 def setting(name: str) -> tuple[Case, Subject]:
@@ -320,6 +320,49 @@ def test_a_computed_bias_of_a_recurrent_layer_is_refused() -> None:
     changed = subject.groups.masked(values_of(model), gone)
     with pytest.raises(ExportError, match=r"LSTM '.*' has a computed bias"):
         shrink(subject, changed, gone)
+
+
+def test_the_shape_of_an_old_reshape_is_told_anew() -> None:
+    nodes = [
+        op("Conv", "x w1", "h1"),
+        op("Reshape", "h1", "h2", shape=[0, 128]),
+        op("Gemm", "h2 w2 b", "y"),
+    ]
+    constants = random(w1=(8, 3, 3, 3), w2=(128, 2), b=(1, 2))
+    inputs, outputs = [value("x", 1, 3, 6, 6)], [value("y", 1, 2)]
+    model = build(nodes, inputs, outputs, constants, opset=4)
+    subject = subject_of(model, Case(model, ()).feed())
+    gone = without(subject, [2, 3])
+    shrunk = shrink(subject, settle(subject, values_of(model), gone), gone)
+    assert attribute(shrunk.model, "Reshape", "shape") == [0, 96]
+
+
+def test_what_differs_from_step_to_step_stays() -> None:
+    nodes = [
+        op("MatMul", "x w0", "h0"),
+        op("Add", "h0 places", "h1"),
+        op("LSTM", "h1 w1 r1", "h2", hidden_size=4),
+        op("Squeeze", "h2 one", "h3"),
+        op("MatMul", "h3 w2", "y"),
+    ]
+    constants = random(w0=(3, 6), places=(7, 1, 6), w1=(1, 16, 6), r1=(1, 16, 4), w2=(4, 2))
+    case = made(nodes, [6, 4], constants | {"one": np.array([1])}, (7, 2, 3))
+    subject = subject_of(case.model, case.feed())
+    gone = without(subject, [2])
+    weight = values_of(case.model)[key("w0")].copy()
+    weight[:, 2] = 0
+    shrunk = shrink(subject, {key("w0"): weight}, gone)
+    (reason,) = shrunk.stays.values()
+    assert reason == "what LSTM 'h2' reads of it is a constant that differs from place to place"
+
+
+def test_notes_on_constants_stay() -> None:
+    case = CASES["gemm"]()
+    case.model.graph.initializer[0].doc_string = "kept"
+    subject = subject_of(case.model, case.feed())
+    gone = without(subject, [2])
+    shrunk = shrink(subject, settle(subject, values_of(case.model), gone), gone)
+    assert [tensor.doc_string for tensor in shrunk.model.graph.initializer][:1] == ["kept"]
 
 
 def test_an_unsound_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
