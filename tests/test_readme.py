@@ -11,10 +11,10 @@ import pytest
 
 from checkout import ROOT
 from onnxpress import Chain, load_recipe
-from onnxpress.candidates import MOST_JUDGED, RESERVE
+from onnxpress.candidates import MOST_JUDGED
 from onnxpress.cli import main
 from onnxpress.recipe import STEPS
-from onnxpress.search import Search
+from onnxpress.search import RESERVE, Search
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)

@@ -14,6 +14,7 @@ from onnxpress.search import (
     Point,
     Search,
     best_of,
+    margin_of,
     measured,
     tolerance_of,
     tried,
@@ -27,14 +28,6 @@ from onnxpress_adapters.errors import MisuseError, SparsityError, StepError
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
     from onnxpress.state import State
-
-RESERVE = 0.65
-"""Share of the tolerance used where data, not a domain, says what matters.
-
-Samples of a data set are related: crops of one photograph, chunks of one recording. Held-out ones
-are then closer to the fitted ones than new inputs will be. Over the zoo, d on inputs from other
-sources was up to 1.5 times d on held-out ones.
-"""
 
 MOST_JUDGED = 3  # one more than LESS has
 """Candidates the judge sees, at most: each further look would weaken the verdict."""
@@ -54,6 +47,13 @@ ROUNDED = 0.4
 LESS = (0.8, 0.5)
 """What to ask of the choose set after the judge said no for the first and the second time, as a
 share of what would just have done: the last candidate had better be within."""
+
+FAR = 1.25
+"""How many times the entries a candidate may keep beside one that just misses the limit, before it
+is worth another."""
+
+AGAIN = 0.75
+"""Share of the limit the other one aims at: it had better not miss as well."""
 
 LEAST = 0.25
 """The least share of what a candidate had to ask of the next one."""
@@ -263,7 +263,13 @@ class _Finish:
         return tolerance_of(self.problem) * self.search.margin
 
     def __call__(
-        self, points: list[Point], limit: float, refused: Point | None = None, most: float = 0.0
+        self,
+        points: list[Point],
+        limit: float,
+        refused: Point | None = None,
+        most: float = 0.0,
+        *,
+        again: bool = True,
     ) -> tuple[list[Point], Point | None]:
         """Make one where the bound is expected to meet a limit.
 
@@ -272,6 +278,8 @@ class _Finish:
             limit: for its bound.
             refused: what the judge said no to, its bound above the limit; the next is less sparse.
             most: its bound may be so large and it is still shown, the limit being on the safe side.
+            again: whether a second one is made where the first misses the limit and what there is
+                within it keeps far more entries.
 
         Returns:
             The points with it, and the one for the judge. That is the best of those there were
@@ -286,10 +294,11 @@ class _Finish:
             return points, known
         if refused is None:
             sparsity = self.search.proposal(left, self.gain * limit)
-            if any(point.upper > limit for point in left):  # no further than there is experience
+            if any(point.bound > limit for point in left):  # no further than there is experience
                 sparsity = min(sparsity, max(point.sparsity for point in left))
         else:
-            sparsity = self.search.proposal([*left, refused], limit)
+            aim = limit if again else AGAIN * limit
+            sparsity = self.search.proposal([*left, refused], aim)
         steps = fix(self.step, sparsity)
         if any(point.steps == steps for point in left):  # a floor that was tried already
             return points, known
@@ -304,8 +313,10 @@ class _Finish:
         except SparsityError:  # no step can go further than those that were tried
             return points, known
         points = [*points, point]
-        if known is None or point.upper <= max(limit, most):
+        if known is None or point.bound <= max(limit, most):
             return points, point
+        if again and 1 - known.sparsity > FAR * (1 - point.sparsity):
+            return self(points, limit, point, most, again=False)
         return points, best_of([point, known], limit)
 
 
@@ -327,15 +338,10 @@ def _looked(finish: _Finish, points: list[Point], judge: Judge, *, staged: bool)
             break
         if less is not None:
             # The judge saw more than the choose set did: ask that set for as much less.
-            had = max(best.upper, NOTHING * limit)
+            had = max(best.bound, NOTHING * limit)
             limit = min(limit, had * min(less, max(LEAST, less / excess)))
-            points, best = finish(points, limit, replace(best, upper=had), had / excess)
+            points, best = finish(points, limit, replace(best, aimed=had), had / excess)
     return points
-
-
-def margin_of(related: bool) -> float:
-    """Give the share of the tolerance a candidate's bound may use."""
-    return RESERVE if related else Search.margin
 
 
 def _alone(steps: Step, asked: float | None, state: State, problem: Problem, judge: Judge) -> Point:

@@ -120,7 +120,7 @@ def choose_way(
             lines.append(f"{way.name} ({error})")
             continue
         best = best_of(points, limit)
-        if best.upper > limit:
+        if best.bound > limit:
             lines.append(f"{way.name} (beyond the tolerance at sparsity {best.sparsity:.2f})")
             continue
         problem.progress("pressing", 0.6, f"timing {way.name} at sparsity {best.sparsity:.3f}")

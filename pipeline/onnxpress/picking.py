@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from onnx import numpy_helper
 
-from onnxpress.candidates import MOST_JUDGED, margin_of
+from onnxpress.candidates import MOST_JUDGED
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.problem import Progress, Tolerance, silent
@@ -19,6 +19,7 @@ from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
 from onnxpress.require import parse_requirements, timed
 from onnxpress.samples import Arrays, count, from_data, from_domains, labels_of, load_data
+from onnxpress.search import bound_of, margin_of
 from onnxpress.shrinking import Slim, imported, slimmed
 from onnxpress.trace import Stored, Trace, digest_of, load_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
@@ -272,9 +273,11 @@ def _order(trace: Trace, tolerance: Tolerance | None, sparsity: float | None) ->
         return [min(places, key=lambda place: abs(stored[place].sparsity - sparsity))]
     if tolerance is None:
         return []
-    limit = tolerance.value * margin_of(trace.origin.related)
-    within = [place for place in reversed(places) if stored[place].bound <= limit]
-    return within[:MOST_JUDGED] or [min(places, key=lambda place: stored[place].bound)]
+    related = trace.origin.related
+    limit = tolerance.value * margin_of(related)
+    bounds = [bound_of(each.distance or 0.0, each.bound, related) for each in stored]
+    within = [place for place in reversed(places) if bounds[place] <= limit]
+    return within[:MOST_JUDGED] or [min(places, key=lambda place: bounds[place])]
 
 
 def _changed(trace: Trace, place: int, model: ModelProto) -> Mapping[WeightKey, np.ndarray]:

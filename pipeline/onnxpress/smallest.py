@@ -190,7 +190,7 @@ class _Trial:
     @property
     def is_within(self) -> bool:
         """Whether some candidate is within the limit."""
-        return any(point.upper <= self.limit for point in self.points)
+        return any(point.bound <= self.limit for point in self.points)
 
     @property
     def is_over(self) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from fake_steps import Fake, Law, plain_case, power
 from models import case_of, key, two_headed_model
+from onnxpress import candidates
 from onnxpress.candidates import (
     ALONE,
     BEYOND,
@@ -20,7 +21,6 @@ from onnxpress.candidates import (
     FURTHER,
     GAIN,
     MOST_JUDGED,
-    RESERVE,
     ROUGH,
     ROUGHLY,
     ROUNDED,
@@ -31,7 +31,7 @@ from onnxpress.candidates import (
     over_free,
 )
 from onnxpress.problem import Problem
-from onnxpress.search import INTERRUPTED, Point, Search, tolerance_of
+from onnxpress.search import INTERRUPTED, RESERVE, Point, Search, tolerance_of, tried
 from onnxpress.state import State
 from onnxpress.step import Chain, Only, is_open
 from onnxpress.steps.greedy import Greedy
@@ -234,6 +234,22 @@ def test_what_the_judge_sees_is_made_by_the_final_steps() -> None:
     high = min(s for s in both.rough.tried if 3 * both.final.law(s) > 0.01)
     assert low < sparsity <= high
     assert 1 < (1 - low) / (1 - high) <= 1 + ROUGHLY
+
+
+def test_a_final_that_just_misses_is_made_again_before_something_far_less_sparse_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The long repair gains less than was hoped for, and the rough candidates are far apart."""
+    case, judge = plain_case(), Judge([1.0])
+    final, rough = Fake(power(0.82, 3.5)), Fake(lambda sparsity: 1e-4 if sparsity < 0.7 else 0.02)
+    monkeypatch.setattr(candidates, "SEARCHING", -1.0)  # no time to search on
+    known = [tried(rough, sparsity, case.state, case.problem) for sparsity in (0.6, 0.85)]
+    deadline = monotonic() + 3600
+    hunt(Plan(final, rough), case.state, case.problem, judge, deadline=deadline, known=known)
+    first, second = final.tried
+    assert final.law(first) > 0.009 >= final.law(second)
+    assert 0.6 < second < first < 0.85
+    assert [candidate.steps for candidate in judge.seen] == [final.at(second)]
 
 
 def test_a_rough_candidate_is_shown_where_the_long_repair_came_out_worse() -> None:

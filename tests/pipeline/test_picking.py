@@ -16,12 +16,11 @@ from safetensors.numpy import load_file, save_file
 
 from models import convolutional_model, graph_model, shared_model, two_headed_model
 from onnxpress import beginning
-from onnxpress.candidates import RESERVE
 from onnxpress.job import Job
 from onnxpress.picking import PickJob, pick
 from onnxpress.press import compress
 from onnxpress.problem import Tolerance
-from onnxpress.search import Search
+from onnxpress.search import RESERVE, Search
 from onnxpress.step import Chain
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair

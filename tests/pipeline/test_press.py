@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from models import convolutional_model, graph_model, shared_model, two_headed_model
-from onnxpress import beginning, press
+from onnxpress import beginning
 from onnxpress.job import Job, parse_time
 from onnxpress.press import compress
 from onnxpress.step import Chain, Only, Step
