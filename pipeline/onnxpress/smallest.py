@@ -70,7 +70,7 @@ def bits_per_weight(sparsity: float, values: Values) -> float:
     """
     kept = 1.0 - sparsity
     entropy = -sum(share * log2(share) for share in (kept, sparsity) if share > 0)
-    return min(BITS[values], min(1.0, CODED * entropy) + kept * BITS[values])
+    return min(float(BITS[values]), min(1.0, CODED * entropy) + kept * BITS[values])
 
 
 def breaking_even(bits: float, values: Values) -> float:
