@@ -125,12 +125,14 @@ def _weighed(
 
 
 def pruned(weights: Weights, sparsity: float) -> Weights:
-    """Zero the smallest entries over all weights."""
+    """Zero the smallest entries over all weights, of those alike the first ones."""
     sizes = np.concatenate([np.abs(array).reshape(-1) for array in weights.values()])
-    cut = np.partition(sizes, int(sparsity * sizes.size))[int(sparsity * sizes.size)]
+    gone = np.zeros(sizes.size, bool)
+    gone[np.argsort(sizes, kind="stable")[: int(sparsity * sizes.size)]] = True
+    parts = np.split(gone, np.cumsum([array.size for array in weights.values()])[:-1])
     return {
-        key: np.where(np.abs(array) < cut, array.dtype.type(0), array)
-        for key, array in weights.items()
+        key: np.where(part.reshape(array.shape), array.dtype.type(0), array)
+        for (key, array), part in zip(weights.items(), parts, strict=True)
     }
 
 
