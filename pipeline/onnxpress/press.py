@@ -156,7 +156,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             state,
             problem,
             look,
-            sparsity=job.sparsity,
+            sparsity=job.sparsity if plan.final != Chain(()) else None,
             deadline=deadline,
             beyond=() if job.trace is None else BEYOND,
             known=known,

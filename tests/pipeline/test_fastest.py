@@ -134,6 +134,16 @@ def test_where_nothing_is_faster_the_original_is_kept(
         assert kept[tensor.name].tobytes() == numpy_helper.to_array(tensor).tobytes()
 
 
+def test_a_sparsity_no_way_leads_to_keeps_the_original(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(press, "timed", race(0.5))
+    monkeypatch.setattr(press, "ways_for", lambda state, problem: ())
+    report = compress(replace(job, sparsity=0.5))
+    assert (report.exit_code, report.sparsity) == (0, 0.0)
+    assert "no units can leave and no matrix is wide" in report.notes
+
+
 def test_what_the_recipe_chooses_itself_is_refused(job: Job) -> None:
     with pytest.raises(MisuseError, match="the recipe fastest goes as far as a tolerance lets it"):
         compress(replace(job, tolerance=None, sparsity=0.5))
