@@ -64,7 +64,7 @@ for name in names:
         given = {key: value for key, value in feed.items() if key in wanted}
         answers = session.run(None, given)
         found[name] = [[str(a.dtype), list(a.shape), a.tobytes().hex()] for a in answers]
-    except Exception as error:
+    except Exception as error:  # onnxruntime's errors have no common root, and none is to be missed
         found[name] = str(error).splitlines()[0][:160]
 with open(folder + "/answers.json", "w") as file:
     json.dump(found, file)

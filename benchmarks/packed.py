@@ -5,7 +5,7 @@ At 90 % sparsity at most .52 bytes per prunable weight with fp32 values and .22 
 fewer than 20 % original zeros. Where gzip of the dense file does better than packed fp32 by more
 than 3 %, a row says so. On 25 million weights, a session with gaps takes at most 3 times as long
 to create as a dense one and 2.5 times the memory; with a bitmask 5 and 4 times. Once created, it
-runs as fast: within 3 %, by the lower end of the interval.
+runs as fast, within 3 %.
 
     python benchmarks/packed.py [MODEL ...] [--sparsity .5 .9] [--side 5000] [--out FILE.md]
 
@@ -205,7 +205,7 @@ def _raced(models: Mapping[str, ModelProto]) -> tuple[str, bool]:
         dense, packed = (Runner(patch(original, thin, form).model, threads=1) for form in forms)
         found = race(dense, packed, zoo.entry(name).inputs(4, "evaluation"), RACE_SECONDS)
         low, high = found.interval
-        good = low <= MOST_LATENCY
+        good = found.ratio <= MOST_LATENCY
         met = met and good
         rows.append([name, f"{found.ratio:.3f} ({low:.3f} to {high:.3f})", "yes" if good else "no"])
     return table(["model", "packed over dense", "met"], rows), met

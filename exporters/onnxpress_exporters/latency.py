@@ -14,13 +14,16 @@ from statistics import median, quantiles
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+import numpy as np
 
-    import numpy as np
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
 
 CONFIDENCE = 0.95
 """Of the interval around a ratio."""
+
+MOST_FEEDS = 16
+"""Inputs a race goes through in a circle, at most."""
 
 FEWEST_TURNS = 11
 """So many turns are run even where they take longer than they should."""
@@ -108,6 +111,19 @@ def spread(seconds: Sequence[float]) -> tuple[float, float, float]:
     """
     parts = quantiles(seconds, n=20, method="inclusive")
     return parts[0], median(seconds), parts[-1]
+
+
+def feeds_of(arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Cut samples into what one run takes each, ``MOST_FEEDS`` of them at most.
+
+    Args:
+        arrays: by input ``[samples, *feed shape]``.
+    """
+    samples = min(len(array) for array in arrays.values())
+    return [
+        {name: np.asarray(array[place]) for name, array in arrays.items()}
+        for place in range(min(samples, MOST_FEEDS))
+    ]
 
 
 def race(

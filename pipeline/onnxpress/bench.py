@@ -22,16 +22,13 @@ from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.read import read_model
 from onnxpress_adapters.specs import InputSpec, check_plain, kind, specs
 from onnxpress_exporters.compare import OPTIONS, Runner
-from onnxpress_exporters.latency import Race, race, spread
+from onnxpress_exporters.latency import MOST_FEEDS, Race, feeds_of, race, spread
 from onnxpress_exporters.loading import Loading, loadings
 
 if TYPE_CHECKING:
     Feed = dict[str, np.ndarray]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-FEEDS = 16
-"""Inputs a race goes through in a circle, at most."""
 
 LOADS = 5
 """Fresh processes that load each model."""
@@ -235,7 +232,7 @@ def _arrays(job: BenchJob, inputs: Sequence[InputSpec]) -> tuple[Mapping[str, np
         raise MisuseError("give --data or --domain, not both")
     if job.data is not None:
         return load_data(job.data, inputs, shapes), f"of {job.data}"
-    wanted = FEEDS * job.batch
+    wanted = MOST_FEEDS * job.batch
     if job.domain:
         domains = parse_domains(job.domain, inputs, shapes)
         return from_domains(domains, (0, 0, wanted), job.seed).judge, "drawn from the domain"
@@ -257,10 +254,7 @@ def _feeds(
     """Lay samples out as the models take them, ``job.batch`` in each feed."""
     samples = count(arrays)
     if job.batch == 1:
-        return [
-            {name: np.asarray(array[place]) for name, array in arrays.items()}
-            for place in range(min(samples, FEEDS))
-        ]
+        return feeds_of(arrays)
     single = [name for name, array in arrays.items() if array.ndim < 2 or array.shape[1] != 1]
     if single or not all(runner.has_free_batch for runner in runners):
         raise MisuseError(
@@ -268,7 +262,7 @@ def _feeds(
             "open; leave out --batch"
         )
     # Few samples are gone through again, so that every batch is full.
-    places = np.arange(job.batch * min(FEEDS, ceil(samples / job.batch))) % samples
+    places = np.arange(job.batch * min(MOST_FEEDS, ceil(samples / job.batch))) % samples
     return [
         {name: array[part, 0] for name, array in arrays.items()}
         for part in places.reshape(-1, job.batch)

@@ -113,7 +113,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         judged.append(_judged(job, model, problem, samples, candidate))
         return judged[-1].excess(tolerance)
 
-    def weigh(found: State) -> int:
+    def size_of(found: State) -> int:
         changed = changed_by(found, job, model, problem)
         made = patch(model, changed, job.written, found.storage, freeze=job.freeze)
         return int(made.model.ByteSize())
@@ -129,7 +129,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
                 storages,
                 state,
                 problem,
-                weigh,
+                size_of,
                 pattern=job.pattern,
                 sparsity=job.sparsity,
                 deadline=deadline,

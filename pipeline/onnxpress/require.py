@@ -16,7 +16,7 @@ import numpy as np
 from onnxpress.verdict import percent
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_exporters.compare import Runner
-from onnxpress_exporters.latency import Race, race
+from onnxpress_exporters.latency import Race, feeds_of, race
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 RACE_SECONDS = 5.0
 """About how long the original and the pressed model run in turns."""
-
-RACE_FEEDS = 16
-"""Inputs they go through in a circle, at most."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +88,8 @@ def timed(
     Raises:
         ExportError: onnxruntime refuses or fails to run a model.
     """
-    samples = len(next(iter(arrays.values())))
-    feeds = [
-        {name: np.asarray(array[place]) for name, array in arrays.items()}
-        for place in range(min(samples, RACE_FEEDS))
-    ]
-    return race(Runner(original, threads=1), Runner(pressed, threads=1), feeds, seconds)
+    runners = Runner(original, threads=1), Runner(pressed, threads=1)
+    return race(*runners, feeds_of(arrays), seconds)
 
 
 def parse_requirements(texts: Iterable[str]) -> Requirement:

@@ -86,6 +86,11 @@ class State:
         return sum(form.values.numel() for form in self.weights.values()) + self.fixed_zeros[1]
 
     @property
+    def kept(self) -> int:
+        """Entries of the free weights that their supports keep."""
+        return sum(self.weights[key].nonzeros for key in self.free)
+
+    @property
     def sparsity(self) -> float:
         """Zeros over entries, 0 to 1."""
         return self.zeros / self.elements if self.elements else 0.0

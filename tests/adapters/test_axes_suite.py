@@ -94,7 +94,7 @@ def test_positions_that_leave_together_leave_the_rest_alone(operator: str) -> No
 
         def without(name: str, value: Array, each: int) -> Array:
             for axis in range(value.ndim):
-                kept = classes.of_cell[axes.of(name, axis)] != each  # noqa: B023
+                kept = classes.of_cell[axes.of(name, axis)] != each  # noqa: B023  # called in this round
                 value = np.compress(kept, value, axis)
             return value
 

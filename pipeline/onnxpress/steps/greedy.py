@@ -107,7 +107,7 @@ class Greedy:
         elif excess := self._excess(state, objective):
             state = self.between(without(state, objective, excess), problem)
         share = self.block
-        while _kept(state) > goal:
+        while state.kept > goal:
             state, share = self._block(state, objective, goal, share)
         return state
 
@@ -153,7 +153,7 @@ class Greedy:
         """
         free = sorted(state.free)
         before, gradient = objective.gradient(state.tensors, free)
-        kept = _kept(state)
+        kept = state.kept
         generator = objective.problem.generator(f"block {kept}")
         curvature = gauss_newton(objective, state.tensors, free, DRAWS, generator)
         pattern, layers = Pattern.parse(self.pattern), layers_by_key(objective)
@@ -244,11 +244,11 @@ def _by_surgery(
     dense = {key: Dense(reference[key], reference[key] != 0) for key in state.free}
     curves = curves_of(objective, state.with_weights(dense), pattern)
     layers, blocked = layers_by_key(objective), _blocked(pattern)
-    shares = allocated(curves, _kept(state) - size)
+    shares = allocated(curves, state.kept - size)
     held = {key: state.weights[key].nonzeros for key in shares}
     left = {key: min(held[key], share) for key, share in shares.items()}
     for key in sorted(left, key=lambda key: left[key] - held[key]):
-        missing = _kept(state) - size - sum(left.values())
+        missing = state.kept - size - sum(left.values())
         left[key] += max(0, min(held[key] - left[key], missing))
     taken = {}
     for curve in curves:
@@ -258,10 +258,6 @@ def _by_surgery(
         kept = keep_patterned({curve.key: costs}, left[curve.key], blocked, layers)[curve.key]
         taken[curve.key] = support & ~kept
     return taken
-
-
-def _kept(state: State) -> int:
-    return sum(state.weights[key].nonzeros for key in state.free)
 
 
 def _is_untouched(state: State, problem: Problem) -> bool:

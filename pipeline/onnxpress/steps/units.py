@@ -90,10 +90,8 @@ class Units:
         groups = removable(state, problem)
         goal = target_count(state, self.sparsity)
         path = self._path(state, problem, groups)
-        state, alive = next(
-            one for one in reversed(path) if _kept(one[0]) >= goal or one is path[0]
-        )
-        while (kept := _kept(state)) > goal:
+        state, alive = next(one for one in reversed(path) if one[0].kept >= goal or one is path[0])
+        while (kept := state.kept) > goal:
             whole = self._size(state, kept) <= kept - goal
             onwards = whole and state is path[-1][0] and _entries(state) <= MOST_KEPT
             state, alive = self._block(state, problem, groups, alive, goal)
@@ -133,7 +131,7 @@ class Units:
     ) -> _Stand:
         """Remove one block, and repair."""
         objective = objective_of(problem)
-        kept = _kept(state)
+        kept = state.kept
         size = min(kept - goal, self._size(state, kept))
         generator = problem.generator(f"units {kept}")
         rises = unit_rises(objective, state, groups, generator)
@@ -252,10 +250,6 @@ def _take(taken: dict[WeightKey, Tensor], group: Group, units: list[int], state:
         gained += int((support.movedim(member.axis, 0)[places] & ~part[places]).sum())
         part[places] = True
     return gained
-
-
-def _kept(state: State) -> int:
-    return sum(state.weights[key].nonzeros for key in state.free)
 
 
 def _entries(state: State) -> int:
