@@ -20,7 +20,7 @@ from onnxpress.job import Job
 from onnxpress.picking import PickJob, pick
 from onnxpress.press import compress
 from onnxpress.problem import Tolerance
-from onnxpress.search import RESERVE, Search
+from onnxpress.search import RESERVE, Search, bound_of
 from onnxpress.step import Chain
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
@@ -153,7 +153,11 @@ def test_with_data_the_reserve_of_the_run_holds(run: Job, tmp_path: Path) -> Non
     run = replace(run, data=data, domain=(), tolerance="50%")
     compress(run)
     report = pick(picked(run, tolerance="80%"))
-    fitting = [point.sparsity for point in report.curve if point.upper <= 0.8 * RESERVE]
+    fitting = [
+        point.sparsity
+        for point in report.curve
+        if bound_of(point.distance, point.upper, related=True) <= 0.8 * RESERVE
+    ]
     assert report.verdict == "within"
     assert [point.sparsity for point in report.curve if point.chosen] == [max(fitting)]
     assert report.samples.judge == 100
