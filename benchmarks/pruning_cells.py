@@ -115,6 +115,16 @@ def measured(cell: Cell, rival_python: str | None, inputs: int) -> Found:
     }
 
 
+def rival_in(python: str, words: Sequence[str]) -> Found:
+    """Let the rival prune a model in a process of its own.
+
+    Args:
+        python: the interpreter that has onnxsim.
+        words: as ``rivals.py`` takes them.
+    """
+    return _run([python, str(HERE / "rivals.py"), *words], {}, RIVAL_PATIENCE)
+
+
 def _run(words: Sequence[str], extra: Mapping[str, str], patience: float) -> Found:
     """Run a process that prints JSON, and whatever it starts, for so many seconds at most."""
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -1,9 +1,10 @@
 """One pruning by onnxsim, measured: the rival's side of benchmarks/pruning.py.
 
-    python benchmarks/rivals.py MODEL METHOD SPARSITY INPUTS
+    python benchmarks/rivals.py MODEL METHOD SPARSITY INPUTS [FILE]
 
 Runs with onnxsim, onnx and onnxruntime, and without our dependencies, so that the rival can have an
-environment of its own. The last line on stdout is what was found, as JSON.
+environment of its own. The last line on stdout is what was found, as JSON; where a FILE is named,
+the pruned model is written there, before anything is measured.
 """
 
 from __future__ import annotations
@@ -42,14 +43,27 @@ METHODS: Mapping[str, Prune] = {
         model, calibration_data=feeds, sparsity=share
     ),
 }
+SMALLER: Mapping[str, Prune] = {
+    "structured": lambda sim, model, share, feeds: sim.apply_structured_pruning(
+        model, sparsity=share
+    ),
+    "structured_global": lambda sim, model, share, feeds: sim.apply_structured_pruning(
+        model, sparsity=share, global_sparsity=True
+    ),
+    "structured_wanda": lambda sim, model, share, feeds: sim.apply_structured_wanda_pruning(
+        model, calibration_data=feeds, sparsity=share
+    ),
+}
+"""Methods that take channels out: the share is one of channels."""
+
 NAMES = (*METHODS, *(f"{FIRST}{name}" for name in METHODS))
-BLIND = frozenset({"magnitude", "magnitude_global"})
+BLIND = frozenset({"magnitude", "magnitude_global", "structured", "structured_global"})
 """Methods that look at no inputs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prune one model one way and print what it is worth."""
-    name, method, share, count = sys.argv[1:] if arguments is None else arguments
+    name, method, share, count, *file = sys.argv[1:] if arguments is None else arguments
     zoo = load_zoo()
     if zoo is None:
         return 1
@@ -65,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, unchanged = sim.simplify(model)
         if not unchanged:
             raise SystemExit("onnxsim says that its simplified model is another one")
-    pruned = METHODS[base](sim, model, float(share), feeds)
+    pruned = {**METHODS, **SMALLER}[base](sim, model, float(share), feeds)
     seconds = monotonic() - start
+    if file:
+        onnx.save(pruned, file[0])
     versions = {package: metadata.version(package) for package in ("onnxsim", "onnxruntime")}
     found = {"inputs": inputs, "seconds": seconds, "versions": versions}
     print(json.dumps({**found, **worth(entry, original, pruned, pruned)}))

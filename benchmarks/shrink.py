@@ -16,13 +16,10 @@ where the claim is not met.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -43,6 +40,7 @@ from onnxpress_adapters.weights import WeightKey
 from onnxpress_exporters.shrink import Subject, settle, shrink
 from onnxpress_exporters.write import patch
 from tables import load_zoo, publish, table, where
+from timing import Run, interleaved
 
 MOST_ERROR = 1e-5
 MOST_LATENCY = {
@@ -54,14 +52,10 @@ MOST_LATENCY = {
 """Latency of the shrunk model as a share of the original's, where it is promised."""
 
 EVALUATED = 4
-WARM = 5
-SECONDS = 6.0
 HEAD = (
     "model", "groups", "units", "left", "weights they hold", "kB", "kB left", "full check", "error",
     "ms", "latency", "frozen", "met",
 )  # fmt: skip
-
-Run = Callable[[Any], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -148,7 +142,7 @@ def _measure(zoo: Any, entry: Any, subject: Subject, rounds: int) -> Row:
     free = shrink(subject, {}, np.zeros_like(gone), freeze=True).model
     runs = [zoo.make_run(model) for model in (subject.model, shrunk.model, free)]
     error = _error(zoo.make_run(masked), runs[1], runs[0], entry.inputs(EVALUATED, "evaluation"))
-    times = _times(runs, entry.inputs(1, "calibration")[0], rounds)
+    times = interleaved(runs, entry.inputs(1, "calibration")[0], rounds)
     latency = times[1] / times[0]
     good = (
         not sound
@@ -217,23 +211,6 @@ def _error(masked: Run, shrunk: Run, original: Run, feeds: Sequence[Any]) -> flo
                 worst[place] = max(worst.get(place, 0.0), gap)
                 size[place] = max(size.get(place, 0.0), most)
     return max((worst[place] / max(size[place], 1e-30) for place in worst), default=0.0)
-
-
-def _times(runs: Sequence[Run], feed: Any, rounds: int) -> list[float]:
-    """Time files in turns, in seconds."""
-    for run in runs:
-        for _ in range(WARM):
-            run(feed)
-    taken: list[list[float]] = [[] for _ in runs]
-    permutations = list(itertools.permutations(range(len(runs))))
-    begin = perf_counter()
-    while len(taken[0]) < rounds and (len(taken[0]) < 9 or perf_counter() - begin < SECONDS):
-        # Each file comes after each other one equally often: what ran before fills the caches.
-        for place in permutations[len(taken[0]) % len(permutations)]:
-            start = thread_time()
-            runs[place](feed)
-            taken[place].append(thread_time() - start)
-    return [median(each) for each in taken]
 
 
 if __name__ == "__main__":
