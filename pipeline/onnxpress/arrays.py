@@ -64,7 +64,7 @@ def read_arrays(path: Path, specs: Sequence[InputSpec]) -> dict[str, Array]:
         sets = sorted(path.glob("test_data_set_*"), key=_place)
         arrays = _read_sets(sets, specs) if sets else _read_folder(path, specs)
     elif path.suffix == ".npz":
-        arrays = _read_npz(path)
+        arrays = read_npz(path)
     else:
         raise MisuseError(
             f"{path} is not data onnxpress reads; give an .npz with one array per input, "
@@ -87,7 +87,12 @@ def read_npy(path: Path) -> Array:
         return array
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
+def read_npz(path: Path) -> dict[str, Array]:
+    """Read every array of one .npz file.
+
+    Raises:
+        MisuseError: likewise.
+    """
     with _refusing(path, "a sound .npz file"), path.open("rb") as file:
         loaded = np.load(file, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):

@@ -13,10 +13,12 @@ from onnxpress.cost import Cost
 from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.job import EFFORTS, Job
+from onnxpress.labels import read_labels
 from onnxpress.problem import Problem, Progress, Tolerance
 from onnxpress.samples import (
     Arrays,
     Samples,
+    count,
     from_data,
     from_domains,
     load_data,
@@ -86,7 +88,8 @@ def samples_of(job: Job, inputs: Sequence[InputSpec]) -> Samples:
     if job.data is not None:
         judge = None if job.judge is None else load_data(job.judge, inputs, shapes)
         data = load_data(job.data, inputs, shapes)
-        return from_data(data, job.seed, sequence=job.sequence, judge=judge)
+        labels = None if job.labels is None else read_labels(job.labels, count(data))
+        return from_data(data, job.seed, sequence=job.sequence, judge=judge, labels=labels)
     if job.judge is not None:
         raise MisuseError("--judge goes with --data; from a domain the judge draws its own inputs")
     if not job.domain:
@@ -117,6 +120,11 @@ def problem_of(
         _tensors(samples.fit, names, affordable),
         _tensors(samples.choose, names, max(FEWEST, affordable // 2)),
     )
+    labels = None
+    if samples.labels is not None:
+        beside = zip(samples.labels, (fit, choose), strict=True)
+        first, second = (torch.from_numpy(rows[: len(part[0])]).to(device) for rows, part in beside)
+        labels = first, second
     judged = tuple(
         place
         for place, spec in enumerate(network.outputs)
@@ -136,6 +144,7 @@ def problem_of(
         seed=job.seed,
         effort=effort,
         related=job.data is not None,
+        labels=labels,
         progress=progress,
     )
 

@@ -35,6 +35,8 @@ class Job:
         tolerance: ``1%`` of the output's variance, ``1e-3`` absolute, or None.
         sparsity: zeros over all prunable weights, 0 to 1; with a tolerance, the least to accept.
         data: inputs, as ``samples.load_data`` reads them.
+        labels: one for each sample of ``data``, as ``labels.read_labels`` reads them: for steps
+            whose ``objective`` is the loss of a task.
         domain: regions to draw inputs from, instead of ``data``.
         shape: sizes of inputs the model leaves open.
         judge: inputs for the verdict alone.
@@ -52,8 +54,9 @@ class Job:
         output: outputs that count, all unless given; ``NAME=TOL`` gives one its own tolerance.
         flips: the largest share of changed answers, such as ``0.5%``.
         form: how weights are written.
-        freeze: whether weights may be packed that are inputs of the model as well: callers cannot
-            set them any more.
+        freeze: whether weights that are inputs of the model as well are none any more: they can be
+            packed and folded then, and callers cannot set them. None for what the recipe needs:
+            ``"fastest"`` does, nothing else.
         require: what the file has to reach as well, such as ``size=-50%`` or
             ``latency=-10%``, else nothing is written.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -72,6 +75,7 @@ class Job:
     tolerance: str | None = None
     sparsity: float | None = None
     data: Path | None = None
+    labels: Path | None = None
     domain: tuple[str, ...] = ()
     shape: tuple[str, ...] = ()
     judge: Path | None = None
@@ -82,7 +86,7 @@ class Job:
     output: tuple[str, ...] = ()
     flips: str | None = None
     form: Form = "auto"
-    freeze: bool = False
+    freeze: bool | None = None
     require: tuple[str, ...] = ()
     device: str = "auto"
     include: tuple[str, ...] = ()
@@ -97,6 +101,11 @@ class Job:
     def written(self) -> Form:
         """The form of weights: the built-in recipe packs them."""
         return "packed" if self.recipe == SMALLEST else self.form
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no constant may be an input."""
+        return self.recipe == FASTEST if self.freeze is None else self.freeze
 
     @property
     def target(self) -> Path:
@@ -124,6 +133,8 @@ def check_job(job: Job) -> None:
             f"such as `store: {{values: {job.values}}}`"
         )
     parse_requirements(job.require)
+    if job.labels is not None and job.data is None:
+        raise MisuseError("--labels says what is right for each sample of --data; give both")
     if job.sparsity is not None and not 0 < job.sparsity < 1:
         raise MisuseError(f"a sparsity lies between 0 and 1, not at {job.sparsity:g}")
     if job.target.exists() and job.model.exists() and job.target.samefile(job.model):

@@ -18,7 +18,7 @@ from onnxpress.problem import Progress, Tolerance, silent
 from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
 from onnxpress.require import parse_requirements, timed
-from onnxpress.samples import Arrays, count, from_data, from_domains, labels_of, load_data
+from onnxpress.samples import Arrays, count, from_data, from_domains, load_data, marks_of
 from onnxpress.search import bound_of, margin_of
 from onnxpress.shrinking import Slim, imported, slimmed
 from onnxpress.trace import Stored, Trace, digest_of, load_trace
@@ -54,7 +54,7 @@ class PickJob:
         model: the original, where it is no longer where it was.
         form: how weights are written.
         require: what the file has to reach as well, as for ``compress``.
-        freeze: whether weights may be packed that are inputs of the model as well.
+        freeze: whether weights that are inputs of the model as well are none any more.
     """
 
     trace: Path
@@ -68,7 +68,7 @@ class PickJob:
     model: Path | None = None
     form: Form = "auto"
     require: tuple[str, ...] = ()
-    freeze: bool = False
+    freeze: bool | None = None
 
 
 def pick(job: PickJob, progress: Progress = silent) -> Report:
@@ -102,7 +102,7 @@ def pick(job: PickJob, progress: Progress = silent) -> Report:
         slim = Slim(model, _changed(trace, place, model), trace.storage(place))
         if "Units(" in trace.candidates[place].steps:
             slim = _without_units(slim, trace, arrays)
-        patched = patch(slim.model, slim.changed, job.form, slim.storage, freeze=job.freeze)
+        patched = patch(slim.model, slim.changed, job.form, slim.storage, freeze=bool(job.freeze))
         found = judge(model, patched.model, arrays, tolerance, origin.seed)
         judged.append((place, patched, slim, found))
         if found.decision.verdict == "within":
@@ -256,7 +256,7 @@ def _samples(job: PickJob, trace: Trace, inputs: Sequence[InputSpec]) -> Arrays:
         arrays = from_data(data, seed, sequence=trace.origin.sequence).judge
     else:
         raise no_domain_error(inputs, str(job.trace), command="pick")
-    seen = sum(label in trace.seen for label in labels_of(arrays))
+    seen = sum(mark in trace.seen for mark in marks_of(arrays))
     if seen:
         raise MisuseError(
             f"the run behind {trace.path} has seen {seen} of the {count(arrays)} samples to judge "

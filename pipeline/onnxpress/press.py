@@ -17,7 +17,7 @@ from onnxpress.candidates import BEYOND, Candidate, Plan, default_plan, hunt
 from onnxpress.cost import full_precision, one_thread_spared
 from onnxpress.fastest import choose_way, ways_for
 from onnxpress.job import FASTEST, SMALLEST, Job, check_job, parse_time
-from onnxpress.making import changed_by, told_of_settable
+from onnxpress.making import changed_by, told_of_frozen, told_of_settable
 from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
 from onnxpress.provenance import Provenance
@@ -26,7 +26,7 @@ from onnxpress.require import parse_requirements, timed
 from onnxpress.samples import (
     Samples,
     count,
-    labels_of,
+    marks_of,
 )
 from onnxpress.search import Point
 from onnxpress.shrinking import Slim, slimmed, subject_of, wants_groups, with_groups
@@ -34,6 +34,7 @@ from onnxpress.smallest import choose, storages_for
 from onnxpress.state import State
 from onnxpress.step import Chain, Step, is_open
 from onnxpress.storage import told_of
+from onnxpress.task import check_labels
 from onnxpress.trace import Origin, digest_of, save_trace
 from onnxpress.verify import Judgement, judge, read_tolerance
 from onnxpress.weighing import weigh
@@ -104,6 +105,8 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             "as --sparsity 90%, a pattern such as --pattern 2:4, or a recipe whose steps have a "
             "sparsity"
         )
+    with one_thread_spared(), full_precision():
+        check_labels(plan.final, problem)
     deadline = None if job.time is None else start + JUDGING_SHARE * parse_time(job.time)
     known: Sequence[Point] = ()
     notes: list[str] = []
@@ -115,16 +118,16 @@ def compress(job: Job, progress: Progress = silent) -> Report:
 
     def size_of(found: State) -> int:
         changed = changed_by(found, job, model, problem)
-        made = patch(model, changed, job.written, found.storage, freeze=job.freeze)
+        made = patch(model, changed, job.written, found.storage, freeze=job.frozen)
         return int(made.model.ByteSize())
 
     def clock(found: State, form: Form) -> float:
-        made = _made(replace(job, form=form), model, problem, found)[1](freeze=job.freeze)
+        made = _made(replace(job, form=form), model, problem, found)[1](freeze=job.frozen)
         return timed(model, made.model, samples.choose, CLOCK_SECONDS).ratio
 
     with one_thread_spared(), full_precision():
         if job.recipe == SMALLEST:
-            storages = storages_for(model, state.free, freeze=job.freeze)
+            storages = storages_for(model, state.free, freeze=job.frozen)
             choice = choose(
                 storages,
                 state,
@@ -172,7 +175,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         report = replace(report, out=job.target)
     if job.trace is not None:
         origin = _origin(job, model, problem, samples, state, plan.final)
-        seen = [label for part in (samples.fit, samples.choose) for label in labels_of(part)]
+        seen = [mark for part in (samples.fit, samples.choose) for mark in marks_of(part)]
         taken = save_trace(
             job.trace, origin, points, problem.reference, seen if problem.related else ()
         )
@@ -227,15 +230,17 @@ def _judged(
     """Make the file's model and let onnxruntime judge it."""
     problem.progress("judging", 0.95, f"sparsity {candidate.state.sparsity:.3f} in onnxruntime")
     slim, made = _made(job, model, problem, candidate.state)
-    patched = made(freeze=job.freeze)
+    patched = made(freeze=job.frozen)
     judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
     latency = None
     asked = job.recipe == FASTEST or parse_requirements(job.require).latency is not None
     if asked and judgement.decision.verdict == "within":
         problem.progress("judging", 0.98, "latency in onnxruntime")
         latency = timed(model, patched.model, samples.judge)
-    settable = told_of_settable(patched, partial(made, freeze=True))
-    return _Judged(candidate, patched, judgement, slim, settable, latency)
+    told = told_of_settable(patched, partial(made, freeze=True))
+    if job.recipe == FASTEST:
+        told = (*told, *told_of_frozen(model, patched))
+    return _Judged(candidate, patched, judgement, slim, told, latency)
 
 
 def _made(

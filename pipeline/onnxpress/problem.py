@@ -93,6 +93,8 @@ class Problem:
         effort: scales how much work steps do; 1 is the default.
         related: whether the inputs are samples of a data set, which may resemble each other more
             than new ones will, and not independent draws from a domain.
+        labels: of fit and of choose, on ``device``: int64 or float32 ``[samples, ...]``, for steps
+            that minimise the loss of a task (``task.goal_of``); None where there are none.
         groups: which units leave together; None where no step asks for it.
         progress: told how far the work is.
         memo: what depends on nothing but the problem and is worth computing once (the scales of
@@ -109,6 +111,7 @@ class Problem:
     seed: int
     effort: float = 1.0
     related: bool = False
+    labels: tuple[Tensor, Tensor] | None = None
     groups: Groups | None = None
     progress: Progress = field(default=silent, repr=False)
     memo: dict[object, object] = field(default_factory=dict, repr=False)

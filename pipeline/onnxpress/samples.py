@@ -41,12 +41,15 @@ class Samples:
         choose: likewise.
         judge: likewise.
         duplicates: how many samples of the data were exact repeats of another one.
+        labels: of fit and of choose, sample by sample; None where there are none. The judge needs
+            none: it measures the distance between two models.
     """
 
     fit: Arrays
     choose: Arrays
     judge: Arrays
     duplicates: int = 0
+    labels: tuple[Array, Array] | None = None
 
 
 def count(arrays: Arrays) -> int:
@@ -72,7 +75,12 @@ def from_domains(domains: Mapping[str, Domain], counts: tuple[int, int, int], se
 
 
 def from_data(
-    arrays: Arrays, seed: int, *, sequence: bool = False, judge: Arrays | None = None
+    arrays: Arrays,
+    seed: int,
+    *,
+    sequence: bool = False,
+    judge: Arrays | None = None,
+    labels: Array | None = None,
 ) -> Samples:
     """Share data out: 60 % to fit, 20 % to choose, 20 % to judge.
 
@@ -86,23 +94,25 @@ def from_data(
             of the data, the judge's last, instead of shuffling.
         judge: samples for the judge from elsewhere; ``arrays`` is then shared out between fit and
             choose 3 to 1, without what the judge sees.
+        labels: ``[samples, ...]``, one for each; they go where their samples go.
 
     Raises:
         MisuseError: too few different samples, or the seed is negative.
     """
-    labels = labels_of(arrays)
-    theirs = [] if judge is None else labels_of(judge)
+    marks = marks_of(arrays)
+    theirs = [] if judge is None else marks_of(judge)
     seen = set(theirs)
-    duplicates = len(labels) + len(theirs) - len({*labels, *seen})
-    kept = np.flatnonzero([label not in seen for label in labels])
+    duplicates = len(marks) + len(theirs) - len({*marks, *seen})
+    kept = np.flatnonzero([mark not in seen for mark in marks])
     shares = SHARES if judge is None else SHARES[:2]
     split = _blocks if sequence else _shuffled
-    chosen = [kept[places] for places in split([labels[i] for i in kept], shares, seed)]
-    _check_enough([{labels[i] for i in places} for places in chosen], judge is None)
+    chosen = [kept[places] for places in split([marks[i] for i in kept], shares, seed)]
+    _check_enough([{marks[i] for i in places} for places in chosen], judge is None)
     fit, choose, *rest = ({n: a[places] for n, a in arrays.items()} for places in chosen)
     if judge is not None:
         _check_judge(seen)
-    return Samples(fit, choose, judge if judge is not None else rest[0], duplicates)
+    beside = None if labels is None else (labels[chosen[0]], labels[chosen[1]])
+    return Samples(fit, choose, judge if judge is not None else rest[0], duplicates, beside)
 
 
 def load_data(
@@ -157,15 +167,15 @@ def _generator(seed: int, place: int) -> np.random.Generator:
     return np.random.default_rng([seed, place])
 
 
-def labels_of(arrays: Arrays) -> list[bytes]:
+def marks_of(arrays: Arrays) -> list[bytes]:
     """Give each sample 16 bytes that two samples share only where all their bytes are equal."""
-    labels = []
+    marks = []
     for place in range(count(arrays)):
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(arrays):
             digest.update(arrays[name][place].tobytes())
-        labels.append(digest.digest())
-    return labels
+        marks.append(digest.digest())
+    return marks
 
 
 def _sizes(total: int, shares: tuple[int, ...]) -> list[int]:
@@ -178,8 +188,8 @@ def _sizes(total: int, shares: tuple[int, ...]) -> list[int]:
     return [total - sum(rest), *rest]
 
 
-def _shuffled(labels: Sequence[bytes], shares: tuple[int, ...], seed: int) -> list[Array]:
-    """Share places out at random, equal labels together.
+def _shuffled(marks: Sequence[bytes], shares: tuple[int, ...], seed: int) -> list[Array]:
+    """Share places out at random, equal marks together.
 
     Each set gets its share of the *different* samples. The largest groups of equals are dealt
     first: so each set also gets its share of groups of every size, and a single huge one, which
@@ -187,8 +197,8 @@ def _shuffled(labels: Sequence[bytes], shares: tuple[int, ...], seed: int) -> li
     """
     rng = _generator(seed, 0)
     groups: dict[bytes, list[int]] = {}
-    for place in rng.permutation(len(labels)):
-        groups.setdefault(labels[place], []).append(int(place))
+    for place in rng.permutation(len(marks)):
+        groups.setdefault(marks[place], []).append(int(place))
     wanted = _sizes(len(groups), shares)
     dealt: list[list[list[int]]] = [[] for _ in shares]
     for group in sorted(groups.values(), key=len, reverse=True):
@@ -200,15 +210,15 @@ def _shuffled(labels: Sequence[bytes], shares: tuple[int, ...], seed: int) -> li
     ]
 
 
-def _blocks(labels: Sequence[bytes], shares: tuple[int, ...], seed: int) -> list[Array]:
+def _blocks(marks: Sequence[bytes], shares: tuple[int, ...], seed: int) -> list[Array]:
     """Cut places in blocks, in their order; a block leaves out what a later one has too."""
     del seed  # the order of the data decides
-    ends = np.cumsum(_sizes(len(labels), shares))
+    ends = np.cumsum(_sizes(len(marks), shares))
     blocks: list[Array] = []
     later: set[bytes] = set()
-    for block in reversed(np.split(np.arange(len(labels)), ends[:-1])):
-        fresh = [place for place in block if labels[place] not in later]
-        later.update(labels[place] for place in fresh)
+    for block in reversed(np.split(np.arange(len(marks)), ends[:-1])):
+        fresh = [place for place in block if marks[place] not in later]
+        later.update(marks[place] for place in fresh)
         blocks.insert(0, np.asarray(fresh, dtype=np.int64))
     return blocks
 

@@ -136,7 +136,7 @@ class Trace:
         path: of the file.
         origin: the run.
         candidates: the least sparse first.
-        seen: labels of the samples the run fitted on and chose with (``samples.labels_of``).
+        seen: marks of the samples the run fitted on and chose with (``samples.marks_of``).
     """
 
     path: Path
@@ -216,7 +216,7 @@ def save_trace(
         origin: the run.
         points: every candidate.
         reference: the original constants.
-        seen: labels of the samples the run fitted on and chose with, where they came from data.
+        seen: marks of the samples the run fitted on and chose with, where they came from data.
 
     Returns:
         The size of the file in bytes.

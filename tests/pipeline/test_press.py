@@ -16,6 +16,7 @@ from models import convolutional_model, graph_model, shared_model, two_headed_mo
 from onnxpress import beginning
 from onnxpress.job import Job, parse_time
 from onnxpress.press import compress
+from onnxpress.problem import silent
 from onnxpress.step import Chain, Only, Step
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.magnitude import Magnitude
@@ -23,6 +24,7 @@ from onnxpress.steps.repair import Repair
 from onnxpress_adapters.errors import AdapterError, ExportError, MisuseError, StepError
 from onnxpress_adapters.prunable import count_zeros
 from onnxpress_adapters.read import read_model
+from onnxpress_adapters.specs import specs
 from onnxpress_exporters.compare import Runner
 from onnxpress_exporters.write import Form
 from small_models import constant, half_precision, model, perceptron, thinned, value
@@ -461,3 +463,34 @@ def test_where_it_may_not_write(job: Job, tmp_path: Path) -> None:
     assert message == f"{job.model} would be written over the original; name another file"
     message = refusal(replace(job, out=tmp_path / "no" / "out.onnx"))
     assert message == f"there is no folder {tmp_path / 'no'} to write to; make it first"
+
+
+def test_labels_need_data_and_a_use(job: Job, tmp_path: Path) -> None:
+    labels, data = tmp_path / "l.npy", tmp_path / "d.npz"
+    assert refusal(replace(job, labels=labels)) == (
+        "--labels says what is right for each sample of --data; give both"
+    )
+    np.save(labels, np.zeros(99, int))
+    np.savez(data, x=np.random.default_rng(0).normal(size=(100, 16)).astype(np.float32))
+    given = replace(job, domain=(), data=data, labels=labels)
+    assert refusal(given) == f"{labels} has 99 labels and the data 100 samples; give one for each"
+    np.save(labels, np.zeros(100, int))
+    assert refusal(given).startswith("no step has any use for --labels: leave it out, or give a")
+
+
+def test_labels_are_cut_with_their_samples(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beginning, "FORWARD_MACS", 0.0)
+    labels, data = tmp_path / "l.npy", tmp_path / "d.npz"
+    numbers = np.arange(200)
+    np.save(labels, numbers)
+    np.savez(data, x=np.broadcast_to(numbers[:, None], (200, 16)).astype(np.float32))
+    given = replace(job, domain=(), data=data, labels=labels)
+    model = read_model(given.model)
+    samples = beginning.samples_of(given, specs(model)[0])
+    problem = beginning.problem_of(given, model, samples, None, silent)
+    assert problem.labels is not None
+    for inputs, beside in zip((problem.fit, problem.choose), problem.labels, strict=True):
+        assert inputs[0][:, 0, 0].tolist() == beside.tolist()
+    assert [len(part) for part in problem.labels] == [64, 40]

@@ -349,3 +349,18 @@ def test_a_negative_seed_is_refused(seed: int) -> None:
         from_data(numbered(20), seed)
     with pytest.raises(MisuseError, match="give one from 0 on"):
         from_domains({}, (1, 1, 1), seed)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_labels_go_where_their_samples_go(sequence: bool) -> None:
+    arrays, labels = numbered(50, repeats=2), 7 * np.repeat(np.arange(50), 2)
+    arrays_only = from_data(arrays, seed=0, sequence=sequence)
+    samples = from_data(arrays, seed=0, sequence=sequence, labels=labels)
+    assert parts(samples) == parts(arrays_only)
+    assert arrays_only.labels is None
+    assert samples.labels is not None
+    fit, choose, _ = parts(samples)
+    assert [part.tolist() for part in samples.labels] == [
+        [7 * x for x in fit],
+        [7 * x for x in choose],
+    ]

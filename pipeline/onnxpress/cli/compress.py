@@ -50,6 +50,13 @@ For example:
     help="Share of zeros over the prunable weights; with a tolerance, the least that is taken.",
 )
 @input_options
+@click.option(
+    "--labels",
+    type=FILE,
+    metavar="FILE",
+    help="What is right for each sample of DATA, for steps that minimise the loss of a task: a "
+    ".npy, .npz or .csv of class numbers, 0 and 1, or targets.",
+)
 @click.option("--judge", type=FILE, metavar="PATH", help="Other inputs for the verdict, like DATA.")
 @click.option("--sequence", is_flag=True, help="The data is a sequence: share it out in blocks.")
 @promise_options
