@@ -191,7 +191,8 @@ class Shop:
         return {
             **found,
             **worth(entry, onnx.load(entry.path), densify(onnx.load(out)), out),
-            "kept": any("has the original's weights" in note for note in notes),
+            "kept": any("has the original's weights" in note for note in notes)
+            and not any("--no-freeze" in note for note in notes),
             "size_bytes": [entry.path.stat().st_size, out.stat().st_size],
             "reported": report["distance"]["relative"],
             "way": next((note for note in notes if note.startswith(("tried ", "no units"))), "-"),

@@ -24,13 +24,14 @@ from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
 from onnxpress_adapters.walk import constants, is_constant
 from onnxpress_adapters.weights import WeightKey
 from onnxpress_exporters.packable import opset_of
+from onnxpress_exporters.settable import release, settable
 from onnxpress_exporters.shrink_bias import Fold
 from onnxpress_exporters.shrink_fold import Constants, constants_read
 from onnxpress_exporters.shrink_nodes import Names, Removal, adapt, drop_dead, used
 from onnxpress_exporters.write import patch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -136,8 +137,8 @@ def shrink(
         stays.update(found.stays)
         gone[list(found.stays)] = False
     folded = _rewrite(patched, subject.groups, gone, found)
-    if freeze and patched.ir_version >= FREE_INITIALIZERS:
-        _free(patched.graph, {tensor.name for tensor in patched.graph.initializer})
+    if freeze:
+        release(patched.graph, settable(patched))
     try:
         check(patched)
     except onnx.checker.ValidationError as error:
@@ -248,17 +249,10 @@ def _list_inputs(model: ModelProto, removal: Removal) -> None:
         if removal.groups.places(tensor.name, removal.gone) is not None
     }
     old = model.ir_version < FREE_INITIALIZERS
-    _free(graph, cut)
+    release(graph, cut)
     known = {value.name for value in graph.input}
     graph.input.extend(
         helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
         for tensor in graph.initializer
         if old and tensor.name not in known
     )
-
-
-def _free(graph: GraphProto, names: Collection[str]) -> None:
-    """Let constants be no inputs of their graph."""
-    for place in reversed(range(len(graph.input))):
-        if graph.input[place].name in names:
-            del graph.input[place]

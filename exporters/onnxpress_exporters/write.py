@@ -47,6 +47,7 @@ from onnxpress_exporters.gathered_nodes import gather_weights, heights_of
 from onnxpress_exporters.packable import opset_of, unpackable
 from onnxpress_exporters.packed import Item, Packing, pack
 from onnxpress_exporters.protos import free_prefix, replace_all
+from onnxpress_exporters.settable import release, settable
 from onnxpress_exporters.sparse import (
     can_be_smaller,
     framed_bytes,
@@ -106,9 +107,10 @@ def patch(
             bytes than dense, and as for ``"auto"`` where it is not possible.
         storage: how the values were rounded. Those that take fewer bits are packed by ``"auto"`` as
             well: neither of the other forms can hold codes and scales.
-        freeze: whether a constant may be packed that is an input of the model as well, so that a
-            caller could give another one; it is none any more then. Up to IR version 3 every
-            constant is listed so, no runtime takes another, and it is packed all the same.
+        freeze: whether constants that are inputs of the model as well, so that a caller could give
+            others, are none any more: they can be packed then, and onnxruntime folds them. Up to
+            IR version 3 every constant is listed so, no runtime takes another, and it is packed
+            all the same.
 
     Returns:
         The copy, and how each constant is written in it. Initializers stay where they are when
@@ -136,6 +138,8 @@ def patch(
     lost = [str(key) for key in changed if key not in patcher.forms]
     if lost:
         raise ExportError(f"the model has no dense constant called {', '.join(sorted(lost))}")
+    if freeze:
+        release(model.graph, settable(model))
     if patcher.packed:
         model.metadata_props.add(key=MARK, value=patcher.prefix)
     placed = gather_weights(model, heights)

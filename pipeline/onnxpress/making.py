@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnxpress.job import SMALLEST
 from onnxpress_exporters.packable import SETTABLE, large_constants
+from onnxpress_exporters.settable import settable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +40,23 @@ def changed_by(
         if key in state.free or value is not problem.reference[key]
     }
     return {**others, **changed}
+
+
+def told_of_frozen(model: ModelProto, patched: Patched) -> tuple[str, ...]:
+    """Say which constants a caller could set before and cannot set now.
+
+    Args:
+        model: the original.
+        patched: what is made of it.
+    """
+    lost = set(settable(model)) - set(settable(patched.model))
+    if not lost:
+        return ()
+    return (
+        f"{len(lost)} constants of the original are inputs as well, so that a caller may set them; "
+        "in this file they are none, for onnxruntime folds nothing into one that may change "
+        "(--no-freeze keeps them as they are)",
+    )
 
 
 def told_of_settable(patched: Patched, frozen: Callable[[], Patched]) -> tuple[str, ...]:

@@ -52,7 +52,9 @@ if TYPE_CHECKING:
 CLOCK_SECONDS = 1.0
 """About how long a rough candidate and the original run in turns."""
 
-KEPT = "nothing within the tolerance runs faster: the file has the original's weights, all of them"
+KEPT = (
+    "what may leave within the tolerance makes nothing faster: the file has the original's weights"
+)
 
 JUDGING_SHARE = 0.75
 """Share of ``time`` after which no candidate is begun, to leave room for the judge."""

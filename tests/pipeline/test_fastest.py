@@ -22,7 +22,7 @@ from onnxpress_adapters.errors import MisuseError, SparsityError
 from onnxpress_adapters.read import read_model
 from onnxpress_exporters.latency import Race
 from onnxpress_exporters.write import Form
-from small_models import perceptron
+from small_models import perceptron, value
 
 
 def way(name: str, knee: float, form: Form = "auto") -> Way:
@@ -132,6 +132,22 @@ def test_where_nothing_is_faster_the_original_is_kept(
     kept = {t.name: numpy_helper.to_array(t) for t in read_model(job.target).graph.initializer}
     for tensor in perceptron().graph.initializer:
         assert kept[tensor.name].tobytes() == numpy_helper.to_array(tensor).tobytes()
+
+
+@pytest.mark.parametrize("freeze", [None, False])
+def test_no_constant_stays_an_input_unless_that_is_wanted(
+    job: Job, freeze: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = perceptron()
+    shapes = {t.name: tuple(t.dims) for t in made.graph.initializer}
+    made.graph.input.extend(value(name, *shape) for name, shape in shapes.items())
+    job.model.write_bytes(made.SerializeToString())
+    monkeypatch.setattr(press, "timed", race(1.1))
+    report = compress(replace(job, freeze=freeze))
+    inputs = {value.name for value in read_model(job.target).graph.input}
+    assert inputs == ({"x"} if freeze is None else {"x", *shapes})
+    told = [note for note in report.notes if f"{len(shapes)} constants of the original" in note]
+    assert bool(told) == (freeze is None)
 
 
 def test_a_sparsity_no_way_leads_to_keeps_the_original(

@@ -84,9 +84,10 @@ form_option = click.option(
 )
 
 freeze_option = click.option(
-    "--freeze",
-    is_flag=True,
-    help="Pack weights that the model lists as inputs too; callers can set them no more.",
+    "--freeze/--no-freeze",
+    default=None,
+    help="Weights that the model lists as inputs too are none any more: they can be packed and "
+    "folded, and callers cannot set them. The recipe fastest does so unless told not to.",
 )
 
 require_option = click.option(
