@@ -50,6 +50,20 @@ class Budgeted(Protocol):
 
 
 @runtime_checkable
+class Bounded(Protocol):
+    """A budgeted step that can also be told another way how far to go, such as by a penalty."""
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it knows how far to go; a search then leaves its sparsity alone."""
+        ...
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Give the next state."""
+        ...
+
+
+@runtime_checkable
 class Patterned(Protocol):
     """A step that can hold a pattern of zeros, such as 2:4 (``Pattern.parse``)."""
 
@@ -152,6 +166,8 @@ def is_open(step: Step) -> bool:
         return any(is_open(inner) for inner in step.steps)
     if isinstance(step, Only):
         return is_open(step.step)
+    if isinstance(step, Bounded) and step.is_bounded:
+        return False
     return isinstance(step, Budgeted) and step.sparsity is None
 
 
@@ -166,7 +182,7 @@ def fix(step: Step, sparsity: float) -> Step:
         return Chain(tuple(fix(inner, sparsity) for inner in step.steps))
     if isinstance(step, Only):
         return replace(step, step=fix(step.step, sparsity))
-    if isinstance(step, Budgeted) and step.sparsity is None:
+    if isinstance(step, Budgeted) and is_open(step):
         return step.at(sparsity)
     return step
 

@@ -195,3 +195,28 @@ def test_a_form_has_one_shape() -> None:
     with pytest.raises(StepError, match=r"a support of shape \[2\] does not fit values of shape"):
         Dense(torch.zeros(3), torch.zeros(2, dtype=torch.bool))
     assert cut(torch.ones(3), torch.tensor([True, False, True])).nonzeros == 2
+
+
+class _Penalised:
+    """A budgeted step that may be told by a penalty how far to go."""
+
+    def __init__(self, *, is_bounded: bool) -> None:
+        self.sparsity: float | None = None
+        self.is_bounded = is_bounded
+
+    def at(self, sparsity: float) -> _Penalised:
+        fixed = _Penalised(is_bounded=self.is_bounded)
+        fixed.sparsity = sparsity
+        return fixed
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        del problem
+        return state
+
+
+def test_a_step_that_knows_how_far_to_go_is_not_open() -> None:
+    free, bound = _Penalised(is_bounded=False), _Penalised(is_bounded=True)
+    assert [is_open(Chain((step,))) for step in (free, bound)] == [True, False]
+    assert fix(bound, 0.5) is bound
+    assert isinstance(found := fix(free, 0.5), _Penalised)
+    assert found.sparsity == 0.5

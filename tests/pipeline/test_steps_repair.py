@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -112,3 +114,21 @@ def test_steps_that_are_too_long_are_shortened(monkeypatch: pytest.MonkeyPatch) 
     assert d(step(pruned, case.problem).tensors).value < 0.5 * before
     monkeypatch.setattr(repair, "MOST_FALLS", 0)
     assert d(step(pruned, case.problem).tensors).value == before  # nothing was better
+
+
+@pytest.mark.parametrize("method", ["adam", "lbfgs"])
+def test_the_loss_of_a_task(method: str) -> None:
+    # One linear layer whose labels are another one's: it learns those, and leaves its own answers.
+    generator = torch.Generator().manual_seed(0)
+    inputs, other = (
+        torch.randn(96, 1, 6, generator=generator),
+        torch.randn(6, 3, generator=generator),
+    )
+    case = case_of(linear_model(np.ones((6, 3))), [inputs], effort=0.5)
+    labels = (inputs[:, 0] @ other).argmax(1)
+    problem = replace(case.problem, labels=(labels, labels), memo={})
+    step = Repair(method=method, objective="cross-entropy", rate=0.1)  # type: ignore[arg-type]
+    after = step(case.state, problem)
+    answers = inputs[:, 0] @ after.weights[key("w")].values
+    assert (answers.argmax(1) == labels).double().mean() > 0.95
+    assert "cross-entropy 1.1 -> " in after.log[-1]
