@@ -129,10 +129,15 @@ class Cost:
         beside = 3 * self.nodes * NODE_MACS / (4 * self.macs)
         return max(1, min(self.batch, samples, round(2 * sqrt(beside))))
 
-    def steps(self, units: float, samples: int) -> int:
+    def steps(self, units: float, samples: int, beside: float = 0.0) -> int:
         """Count the gradient steps on so many samples each that ``units`` of work pay for.
 
         A unit is about a second of one plain core at effort 1.
+
+        Args:
+            units: of work.
+            samples: of a step.
+            beside: what a step costs beside them, in multiply-adds.
         """
-        each = 4 * samples * self.macs + 3 * self.nodes * NODE_MACS
+        each = 4 * samples * self.macs + 3 * self.nodes * NODE_MACS + beside
         return max(1, int(self.effort * units * MACS_PER_UNIT / each))

@@ -13,18 +13,20 @@ from math import log
 import torch
 from torch import Tensor
 
+from onnxpress_adapters.errors import MisuseError
+
 SMALLEST = 1e-6
 """Uniform numbers are kept this far from 0 and 1, so that their logits are finite."""
 
 
 @dataclass(frozen=True)
 class HardConcrete:
-    """A family of gates; each has a *location* log α, a real number without a unit.
+    """A family of gates; each has a *location* log alpha, a real number without a unit.
 
     Attributes:
-        temperature: β, above 0: the smaller, the closer to a coin that shows 0 or 1.
-        low: γ, below 0: where the stretched interval begins.
-        high: ζ, above 1: where it ends.
+        temperature: beta, above 0: the smaller, the closer to a coin that shows 0 or 1.
+        low: gamma, below 0: where the stretched interval begins.
+        high: zeta, above 1: where it ends.
 
     Source:
         Louizos, Welling & Kingma 2018, "Learning Sparse Neural Networks through L0
@@ -43,6 +45,14 @@ class HardConcrete:
     temperature: float = 2 / 3
     low: float = -0.1
     high: float = 1.1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no gate."""
+        if not (self.temperature > 0 and self.low < 0 and self.high > 1):
+            raise MisuseError(
+                f"{self} is no gate: its temperature lies above 0, and the interval reaches from "
+                "below 0 to above 1"
+            )
 
     @property
     def border(self) -> float:
@@ -66,11 +76,12 @@ class HardConcrete:
         """Give a gate for each location: 0 to 1, differentiable in the location.
 
         Args:
-            location: log α, any shape.
+            location: log alpha, any shape.
             noise: logistic numbers, of the same shape.
 
         Source:
-            Equations 10 and 11: s = σ((log u - log(1 - u) + log α) / β), stretched and cut off.
+            Equations 10 and 11: sigmoid((log u - log(1 - u) + log alpha) / beta), stretched to
+            (low, high) and cut off at 0 and 1.
 
         >>> HardConcrete().sample(torch.zeros(3), torch.tensor([-2.0, 0.0, 2.0]))
         tensor([0.0000, 0.5000, 1.0000])
@@ -81,7 +92,7 @@ class HardConcrete:
         """Give the deterministic gate that is used when training is over.
 
         Source:
-            Equation 13: ẑ = min(1, max(0, σ(log α)(ζ - γ) + γ)).
+            Equation 13: min(1, max(0, sigmoid(log alpha) (high - low) + low)).
         """
         return self._stretched(location)
 
@@ -89,7 +100,7 @@ class HardConcrete:
         """Give the chance that a gate is not 0; added up, the expected L0 norm.
 
         Source:
-            Equation 12: σ(log α - β log(-γ / ζ)).
+            Equation 12: sigmoid(log alpha - beta log(-low / high)).
         """
         return torch.sigmoid(location - self.temperature * self.border)
 

@@ -28,6 +28,7 @@ from onnxpress.search import Search
 from onnxpress.step import Budgeted, Chain, Only, Step, check_sparsity
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
+from onnxpress.steps.l0 import L0
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.refit import Refit
 from onnxpress.steps.repair import Repair
@@ -39,6 +40,7 @@ STEPS: Mapping[str, type[Any]] = {
     "magnitude": Magnitude,
     "greedy": Greedy,
     "iht": Iht,
+    "l0": L0,
     "refit": Refit,
     "repair": Repair,
     "store": Store,

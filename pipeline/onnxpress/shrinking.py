@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from onnxpress.step import Chain, Only, Step
+from onnxpress.steps.l0 import L0
 from onnxpress.steps.units import Units, alive_units, read_by
 from onnxpress_adapters.groups_find import find_groups
 from onnxpress_adapters.network import import_network
@@ -52,7 +53,7 @@ def wants_groups(step: Step) -> bool:
         return any(wants_groups(inner) for inner in step.steps)
     if isinstance(step, Only):
         return wants_groups(step.step)
-    return isinstance(step, Units)
+    return isinstance(step, Units) or (isinstance(step, L0) and step.gates == "unit")
 
 
 def with_groups(problem: Problem, model: ModelProto) -> Problem:
