@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from onnxpress_exporters.write import Form
 
 MULTIPLE = 8
-"""Units that leave together: kernels of convolutions work on blocks of 8 channels or more."""
+"""Units that leave together: kernels of matrices work on blocks of 8 columns or more."""
+
+CHANNELS = 16
+"""Channels that leave together: with AVX-512 onnxruntime convolves blocks of 16, filled or not."""
 
 HEIGHT = 64
 """Rows that share their columns."""
@@ -72,7 +75,7 @@ def ways_for(state: State, problem: Problem) -> tuple[Way, ...]:
     """List the ways a model has: units that can leave, and matrices wide enough to be gathered."""
     ways = []
     if problem.groups is not None and read_by(problem.groups, state.free):
-        units = Units(multiple=MULTIPLE)
+        units = Units(multiple=MULTIPLE, channels=CHANNELS)
         plan = Plan(Chain((units, Repair(work=FINAL))), Chain((units, Repair(work=ROUGH))))
         ways.append(Way("units", plan, "auto"))
     wide = any(

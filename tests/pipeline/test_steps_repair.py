@@ -96,7 +96,7 @@ def test_nothing_better_is_nothing_changed(method: str) -> None:
     step = Repair(method=method, extras=False)  # type: ignore[arg-type]  # a parameter
     after = step(case.only("wb"), case.problem)
     assert after.weights == case.state.weights
-    assert after.log[-1].endswith("kept d = 0 on choose, nothing was better")
+    assert after.log[-1].endswith("d = 0 on choose, there is nothing to mend")
 
 
 def test_without_anything_free_it_does_nothing() -> None:

@@ -27,6 +27,7 @@ from onnxpress.job import Job
 from onnxpress.objective import objective_of
 from onnxpress.picking import PickJob, pick
 from onnxpress.press import compress
+from onnxpress.problem import Tolerance
 from onnxpress.shrinking import slimmed, subject_of, wants_groups, with_groups
 from onnxpress.state import State
 from onnxpress.step import Chain, Only, Step
@@ -261,3 +262,33 @@ def test_a_trace_gives_the_same_file(job: Job, tmp_path: Path) -> None:
     picked = pick(PickJob(trace, out, sparsity=0.5, domain=job.domain))
     assert any(note.startswith("16 of 32 units are left") for note in picked.notes)
     assert out.read_bytes() == job.target.read_bytes()
+
+
+def test_channels_leave_by_blocks_of_their_own() -> None:
+    case = grouped(convolutional_model())
+    step = Units(sparsity=0.3, multiple=1, channels=2, between=QUICK)
+    apart = Units(sparsity=0.3, multiple=1, channels=1, between=QUICK)
+    for one, even in ((step, True), (apart, False)):
+        groups = removable(case.state, case.problem)
+        after = one(case.state, case.problem)
+        supports = {key: form.support for key, form in after.weights.items()}
+        left = [int(alive_units(group, supports).sum()) for group in groups]
+        whole = [
+            left[place] % 2 == 0
+            for place, group in enumerate(groups)
+            if any(case.state.weights[m.key].values.ndim > 2 for m in group.members if m.weight)
+        ]
+        assert whole
+        assert all(whole) or not even
+    with pytest.raises(StepError, match="one at a time or more, not 0"):
+        Units(sparsity=0.3, channels=0)(case.state, case.problem)
+
+
+def test_what_is_far_within_the_tolerance_is_not_repaired_between_blocks() -> None:
+    made, _ = hidden(units=16)
+    case = grouped(made)
+    loose = replace(case.problem, tolerance=Tolerance(1e6))
+    tight = replace(case.problem, tolerance=Tolerance(1e-9))
+    step = Units(sparsity=0.5, between=QUICK)
+    assert not any("Repair(" in line for line in step(case.state, loose).log)
+    assert any("Repair(" in line for line in step(case.state, tight).log)

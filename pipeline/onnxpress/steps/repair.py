@@ -91,7 +91,7 @@ class Repair:
             return state
         before = goal.on_choose(state.tensors)
         if before <= 0.0 and self.objective == "distance":
-            return state  # nothing is lost that could be mended
+            return state.noted(f"{self}: d = 0 on choose, there is nothing to mend")
         cheap = self._is_cheap(goal) and not has_grid(state, problem)
         found: list[tuple[float, dict[WeightKey, Tensor], str]] = []
         if self.method == "lbfgs" or (self.method == "auto" and cheap):
