@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxpress.candidates import FINAL, ROUGH, Plan, over_free, rough_search
+from onnxpress.objective import objective_of
 from onnxpress.search import Point, best_of, tolerance_of
 from onnxpress.step import Chain
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.units import Units, read_by
+from onnxpress.unit_scores import runs_of
 from onnxpress_adapters.errors import StepError
 
 if TYPE_CHECKING:
@@ -34,8 +36,14 @@ CHANNELS = 16
 HEIGHT = 64
 """Rows that share their columns."""
 
+BEYOND = 4.0
+"""Times the tolerance after which no more units leave."""
+
 WIDE = 256
 """Rows and columns a matrix needs for its rows to be worth gathering for."""
+
+GATHERED_SHARE = 0.25
+"""Share of a model's multiplications that such matrices have to be, to be worth a search."""
 
 Clock = Callable[["State", "Form"], float]
 """Gives the time of the file a state makes, as a share of the original's."""
@@ -75,18 +83,27 @@ def ways_for(state: State, problem: Problem) -> tuple[Way, ...]:
     """List the ways a model has: units that can leave, and matrices wide enough to be gathered."""
     ways = []
     if problem.groups is not None and read_by(problem.groups, state.free):
-        units = Units(multiple=MULTIPLE, channels=CHANNELS)
+        units = Units(multiple=MULTIPLE, channels=CHANNELS, beyond=BEYOND)
         plan = Plan(Chain((units, Repair(work=FINAL))), Chain((units, Repair(work=ROUGH))))
         ways.append(Way("units", plan, "auto"))
-    wide = any(
-        layer.key in state.free and layer.groups == 1 and min(layer.rows, layer.columns) >= WIDE
-        for layer in problem.network.layers
-    )
-    if wide:
+    if _gathered_share(state, problem) >= GATHERED_SHARE:
         greedy = Greedy(pattern=f"rows:{HEIGHT}")
         plan = Plan(Chain((greedy, Repair(work=FINAL))), Chain((greedy, Repair(work=ROUGH))))
         ways.append(Way(f"rows in groups of {HEIGHT}", plan, "gathered"))
     return tuple(ways)
+
+
+def _gathered_share(state: State, problem: Problem) -> float:
+    """Give the share of a sample's multiplications that wide matrices are."""
+    counts = runs_of(objective_of(problem), state)
+    layers = {layer.key: layer for layer in problem.network.layers if layer.key in counts}
+    work = {key: counts[key] * layer.rows * layer.columns for key, layer in layers.items()}
+    wide = sum(
+        work[key]
+        for key, layer in layers.items()
+        if key in state.free and layer.groups == 1 and min(layer.rows, layer.columns) >= WIDE
+    )
+    return wide / max(sum(work.values()), 1.0)
 
 
 def choose_way(
@@ -132,6 +149,10 @@ def choose_way(
         found.append((ratio, way, points))
         if any(point.notes for point in points):  # interrupted
             break
-    told = f"tried {', '.join(lines)}" if lines else "no units can leave and no matrix is wide"
+    told = (
+        f"tried {', '.join(lines)}"
+        if lines
+        else "no units can leave, and wide matrices are not what takes the time"
+    )
     ratio, chosen, points = min(found, key=lambda one: one[0], default=(1.0, None, ()))
     return Fastest(chosen if ratio < 1 else None, points if ratio < 1 else (), told)

@@ -292,3 +292,14 @@ def test_what_is_far_within_the_tolerance_is_not_repaired_between_blocks() -> No
     step = Units(sparsity=0.5, between=QUICK)
     assert not any("Repair(" in line for line in step(case.state, loose).log)
     assert any("Repair(" in line for line in step(case.state, tight).log)
+
+
+def test_what_is_far_beyond_the_tolerance_goes_no_further() -> None:
+    made, _ = hidden(units=16)
+    case = grouped(made)
+    tight = replace(case.problem, tolerance=Tolerance(1e-9))
+    step = Units(sparsity=0.9, between=QUICK, beyond=4.0)
+    with pytest.raises(SparsityError, match="already, far beyond the tolerance"):
+        step(case.state, tight)
+    assert step.at(0.1)(case.state, tight).sparsity >= 0.1
+    assert step(case.state, replace(case.problem, tolerance=None)).sparsity >= 0.9

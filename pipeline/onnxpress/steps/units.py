@@ -37,8 +37,25 @@ LEAST_BLOCK = 0.01
 TRIFLE = 0.02
 """Share of the tolerance below which d is not repaired between blocks."""
 
-_Stand = tuple["State", list[Tensor]]
-"""A state, and for each group which units are alive."""
+_Batch = tuple[float, int, list[int]]
+"""Units of a group that leave together: what d rises for what they cost, the group, the units."""
+
+
+@dataclass(eq=False)
+class _Stand:
+    """Where the network stands after some blocks.
+
+    Attributes:
+        state: repaired.
+        alive: for each group which units are left.
+        distance: d on the choose set.
+        batches: what may leave next, once that was looked for.
+    """
+
+    state: State
+    alive: list[Tensor]
+    distance: float
+    batches: list[_Batch] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,10 +77,13 @@ class Units:
             many, as far as it had that many: kernels work in blocks, of 8 columns say, and a block
             that is half empty takes as long as a full one.
         channels: the same for the channels of convolutions, whose blocks are larger (16 on a
-            processor with AVX-512); ``multiple`` where it is None.
+            processor with AVX-512), where there are two blocks or more; ``multiple`` where it is
+            None.
         per: what a unit costs: the multiplications it takes (``work``) or its weights
             (``weights``).
         block: share of the remaining entries that leave in one block.
+        beyond: how many times the tolerance d may be after a repair before another block leaves;
+            None for any, as there is without a tolerance. It spares a search what leads nowhere.
         between: the repair after each block.
 
     Source:
@@ -76,6 +96,7 @@ class Units:
     channels: int | None = None
     per: Literal["work", "weights"] = "work"
     block: float = 0.15
+    beyond: float | None = None
     between: Repair = field(default_factory=lambda: Repair(work=2.0))
 
     def at(self, sparsity: float) -> Units:
@@ -87,7 +108,8 @@ class Units:
 
         Raises:
             StepError: no units of the model can leave.
-            SparsityError: with one unit left in every group there are still too few zeros.
+            SparsityError: with one unit left in every group there are still too few zeros, or d
+                is ``beyond``.
         """
         if min(self.multiple, self._channels) < 1:
             fewest = min(self.multiple, self._channels)
@@ -97,18 +119,19 @@ class Units:
         groups = removable(state, problem)
         goal = target_count(state, self.sparsity)
         path = self._path(state, problem, groups)
-        state, alive = next(one for one in reversed(path) if one[0].kept >= goal or one is path[0])
-        while (kept := state.kept) > goal:
-            whole = self._size(state, kept) <= kept - goal
-            onwards = whole and state is path[-1][0] and _entries(state) <= MOST_KEPT
-            state, alive = self._block(state, problem, groups, alive, goal)
+        stand = next(one for one in reversed(path) if one.state.kept >= goal or one is path[0])
+        while (kept := stand.state.kept) > goal:
+            self._check_hope(stand, problem)
+            whole = self._size(stand.state, kept) <= kept - goal
+            onwards = whole and stand is path[-1] and _entries(state) <= MOST_KEPT
+            stand = self._block(stand, problem, groups, goal)
             if onwards:
-                path.append((state, alive))
+                path.append(stand)
         left = ", ".join(
             f"{int(mask.sum())} of {group.units} '{group.name}'"
-            for group, mask in zip(groups, alive, strict=True)
+            for group, mask in zip(groups, stand.alive, strict=True)
         )
-        return state.noted(f"units left: {left}")
+        return stand.state.noted(f"units left: {left}")
 
     @property
     def _channels(self) -> int:
@@ -121,10 +144,10 @@ class Units:
         """
         name = ("units", str(replace(self, sparsity=None)))
         known = problem.memo.get(name)
-        if isinstance(known, list) and known[0][0] is state:
+        if isinstance(known, list) and known[0].state is state:
             return known
         supports = {key: form.support for key, form in state.weights.items()}
-        path = [(state, [alive_units(group, supports) for group in groups])]
+        path = [_Stand(state, [alive_units(group, supports) for group in groups], 0.0)]
         problem.memo[name] = path
         return path
 
@@ -132,32 +155,64 @@ class Units:
         """Say how many entries a whole block has."""
         return max(int(self.block * kept), int(LEAST_BLOCK * _entries(state)), 1)
 
-    def _block(
-        self,
-        state: State,
-        problem: Problem,
-        groups: Sequence[Group],
-        alive: Sequence[Tensor],
-        goal: int,
-    ) -> _Stand:
+    def _check_hope(self, stand: _Stand, problem: Problem) -> None:
+        """Refuse to go on where d is far beyond the tolerance."""
+        held = _relative(problem)
+        if self.beyond is not None and held is not None and stand.distance > self.beyond * held:
+            share = 1 - stand.state.kept / _entries(stand.state)
+            raise SparsityError(
+                f"with {share:.0%} of the weights zero d is {stand.distance:.3g} already, far "
+                "beyond the tolerance; ask for less, or let other steps go further"
+            )
+
+    def _block(self, stand: _Stand, problem: Problem, groups: Sequence[Group], goal: int) -> _Stand:
         """Remove one block, and repair."""
         objective = objective_of(problem)
-        kept = state.kept
-        size = min(kept - goal, self._size(state, kept))
-        generator = problem.generator(f"units {kept}")
+        state, alive = stand.state, stand.alive
+        size = min(state.kept - goal, self._size(state, state.kept))
+        if stand.batches is None:
+            stand.batches = self._batches(stand, problem, groups)
+        after = [mask.clone() for mask in alive]
+        taken: dict[WeightKey, Tensor] = {}
+        gained = 0
+        for _, place, leaving in sorted(stand.batches):
+            if gained >= size:
+                break
+            after[place][leaving] = False
+            gained += _take(taken, groups[place], leaving, state)
+        smaller = without(state, objective, taken)
+        distance = objective.measure_choose(smaller.tensors).value
+        lost = sum(int((a & ~b).sum()) for a, b in zip(alive, after, strict=True))
+        line = f"{lost} units leave with {gained} entries: d {distance:.3g} on choose"
+        smaller = smaller.noted(line)
+        held = _relative(problem)
+        if held is None or distance >= TRIFLE * held:
+            smaller = self.between(smaller, problem)
+            distance = objective.measure_choose(smaller.tensors).value
+        return _Stand(smaller, after, distance)
+
+    def _batches(self, stand: _Stand, problem: Problem, groups: Sequence[Group]) -> list[_Batch]:
+        """Say what may leave next, and at what price.
+
+        Raises:
+            SparsityError: nothing may.
+        """
+        objective, state = objective_of(problem), stand.state
+        generator = problem.generator(f"units {state.kept}")
         rises = unit_rises(objective, state, groups, generator)
         shares = recoverable(objective, state, groups)
         counts = runs_of(objective, state) if self.per == "work" else {}
         ones = {
             key: form.support.double() * counts.get(key, 1.0) for key, form in state.weights.items()
         }
-        worth: list[tuple[float, int, list[int]]] = []
+        worth: list[_Batch] = []
         for place, (group, rise, share) in enumerate(zip(groups, rises, shares, strict=True)):
             cost = group.sums(ones).cpu().double().clamp_min(1.0)
             order = rise.cpu().double() * share.cpu().double()
-            living = alive[place].nonzero().flatten()
+            living = stand.alive[place].nonzero().flatten()
             ranked = living[(order / cost)[living].sort(stable=True).indices]
-            many = self._channels if _is_convolved(group, state) else self.multiple
+            wide = len(living) >= 2 * self._channels  # the last block may be a part of one
+            many = self._channels if wide and _is_convolved(group, state) else self.multiple
             for batch in _batches(ranked, many):
                 price = float(order[batch].sum() / cost[batch].sum())
                 # No batch before those that are cheaper by themselves.
@@ -165,26 +220,10 @@ class Units:
                 worth.append((price, place, batch.tolist()))
         if not worth:
             raise SparsityError(
-                f"with one unit left in every group only {1 - kept / _entries(state):.0%} of the "
-                "weights are zero; ask for less, or let other steps go further"
+                f"with one unit left in every group only {1 - state.kept / _entries(state):.0%} "
+                "of the weights are zero; ask for less, or let other steps go further"
             )
-        after = [mask.clone() for mask in alive]
-        taken: dict[WeightKey, Tensor] = {}
-        gained = 0
-        for _, place, leaving in sorted(worth):
-            if gained >= size:
-                break
-            after[place][leaving] = False
-            gained += _take(taken, groups[place], leaving, state)
-        smaller = without(state, objective, taken)
-        before = objective.measure_choose(smaller.tensors).value
-        lost = sum(int((a & ~b).sum()) for a, b in zip(alive, after, strict=True))
-        line = f"{lost} units leave with {gained} entries: d {before:.3g} on choose"
-        smaller = smaller.noted(line)
-        tolerance = problem.tolerance
-        if tolerance is not None and not tolerance.absolute and before < TRIFLE * tolerance.value:
-            return smaller, after
-        return self.between(smaller, problem), after
+        return worth
 
 
 def removable(state: State, problem: Problem) -> tuple[Group, ...]:
@@ -276,3 +315,9 @@ def _take(taken: dict[WeightKey, Tensor], group: Group, units: list[int], state:
 
 def _entries(state: State) -> int:
     return sum(state.weights[key].values.numel() for key in state.free)
+
+
+def _relative(problem: Problem) -> float | None:
+    """Give the tolerance on the relative d, None where there is none."""
+    tolerance = problem.tolerance
+    return None if tolerance is None or tolerance.absolute else tolerance.value
