@@ -66,13 +66,20 @@ class Batching:
                 f"every input needs the same number of samples, at least one, "
                 f"not {', '.join(str(len(v)) for v in inputs)}"
             )
-        if self.mode == "loop" or not self._shares(inputs):
+        if self.mode == "loop" or not self.shares(inputs):
             return _loop(network, weights, inputs, watch)
         if self.mode == "vmap":
             return self._vmap(network, weights, inputs, watch)
         return self._laid(network, weights, inputs, watch)
 
-    def _shares(self, inputs: Sequence[Tensor]) -> bool:
+    def given(self, inputs: Sequence[Tensor]) -> list[Value]:
+        """Turn samples into what one run of the graph takes, laid along its dimensions."""
+        return [
+            _shared(value) if axis is None else _lay(value, axis)
+            for axis, value in zip(self.input_axes, inputs, strict=True)
+        ]
+
+    def shares(self, inputs: Sequence[Tensor]) -> bool:
         """Say whether the inputs to be shared are the same in all samples."""
         return all(
             axis is not None or bool((value == value[:1]).all())
@@ -89,10 +96,7 @@ class Batching:
         """Lay samples along a dimension of the model's own."""
         samples = len(inputs[0])
         rebatched = samples if self.mode == "rebatched" else 1
-        given: list[Value] = []
-        for axis, value in zip(self.input_axes, inputs, strict=True):
-            given.append(_shared(value) if axis is None else _lay(value, axis))
-        trace = network.run(weights, given, watch=watch, rebatched=rebatched)
+        trace = network.run(weights, self.given(inputs), watch=watch, rebatched=rebatched)
         outputs = []
         for axis, value in zip(self.output_axes, trace.outputs, strict=True):
             if value.ndim <= axis or value.shape[axis] % samples:
