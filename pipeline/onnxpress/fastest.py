@@ -18,7 +18,7 @@ from onnxpress.search import Point, best_of, tolerance_of
 from onnxpress.step import Chain
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.repair import Repair
-from onnxpress.steps.units import Units, read_by
+from onnxpress.steps.units import TRIFLE, Units, read_by
 from onnxpress.unit_scores import runs_of
 from onnxpress_adapters.errors import StepError
 
@@ -38,6 +38,9 @@ HEIGHT = 64
 
 BEYOND = 4.0
 """Times the tolerance after which no more units leave."""
+
+ENOUGH = 0.1
+"""Share of the tolerance below which a rough candidate is not repaired."""
 
 WIDE = 256
 """Rows and columns a matrix needs for its rows to be worth gathering for."""
@@ -82,13 +85,14 @@ class Fastest:
 def ways_for(state: State, problem: Problem) -> tuple[Way, ...]:
     """List the ways a model has: units that can leave, and matrices wide enough to be gathered."""
     ways = []
+    final, rough = Repair(work=FINAL, enough=TRIFLE), Repair(work=ROUGH, enough=ENOUGH)
     if problem.groups is not None and read_by(problem.groups, state.free):
         units = Units(multiple=MULTIPLE, channels=CHANNELS, beyond=BEYOND)
-        plan = Plan(Chain((units, Repair(work=FINAL))), Chain((units, Repair(work=ROUGH))))
+        plan = Plan(Chain((units, final)), Chain((units, rough)))
         ways.append(Way("units", plan, "auto"))
     if _gathered_share(state, problem) >= GATHERED_SHARE:
         greedy = Greedy(pattern=f"rows:{HEIGHT}")
-        plan = Plan(Chain((greedy, Repair(work=FINAL))), Chain((greedy, Repair(work=ROUGH))))
+        plan = Plan(Chain((greedy, final)), Chain((greedy, rough)))
         ways.append(Way(f"rows in groups of {HEIGHT}", plan, "gathered"))
     return tuple(ways)
 

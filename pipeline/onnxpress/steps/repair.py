@@ -68,6 +68,8 @@ class Repair:
             crops of six photographs to learn from, d on other photographs fell by a fifth.
         extras: whether biases and norms move too.
         objective: what is minimised: the ``distance``, or the loss of a task.
+        enough: share of the tolerance below which d is left as it is, 0 to 1; for candidates of
+            which nobody asks more than to be within it.
 
     Source:
         seeds/sparsification_mathematics.md, "The Algorithm", step 2: minimise the distance while
@@ -82,6 +84,7 @@ class Repair:
     move: float = 0.5
     extras: bool = True
     objective: GoalName = "distance"
+    enough: float = 0.0
 
     def __call__(self, state: State, problem: Problem, /) -> State:
         """Move the values; supports stay as they are."""
@@ -90,8 +93,8 @@ class Repair:
         if not point.leaves:
             return state
         before = goal.on_choose(state.tensors)
-        if before <= 0.0 and self.objective == "distance":
-            return state.noted(f"{self}: d = 0 on choose, there is nothing to mend")
+        if self.objective == "distance" and before <= self._enough(problem):
+            return state.noted(f"{self}: d = {before:.3g} on choose, there is nothing to mend")
         cheap = self._is_cheap(goal) and not has_grid(state, problem)
         found: list[tuple[float, dict[WeightKey, Tensor], str]] = []
         if self.method == "lbfgs" or (self.method == "auto" and cheap):
@@ -107,6 +110,11 @@ class Repair:
             return state.noted(f"{self}: kept {kept}, nothing was better")
         line = f"{self}: {self._loss} {before:.3g} -> {after:.3g} on choose, by {how}"
         return point.put(state, values).noted(line)
+
+    def _enough(self, problem: Problem) -> float:
+        """Give the d that needs no repair."""
+        tolerance = problem.tolerance
+        return 0.0 if tolerance is None or tolerance.absolute else self.enough * tolerance.value
 
     @property
     def _loss(self) -> str:

@@ -97,7 +97,7 @@ class Units:
     per: Literal["work", "weights"] = "work"
     block: float = 0.15
     beyond: float | None = None
-    between: Repair = field(default_factory=lambda: Repair(work=2.0))
+    between: Repair = field(default_factory=lambda: Repair(work=2.0, enough=TRIFLE))
 
     def at(self, sparsity: float) -> Units:
         """Give the same step with its sparsity fixed."""
@@ -185,10 +185,8 @@ class Units:
         lost = sum(int((a & ~b).sum()) for a, b in zip(alive, after, strict=True))
         line = f"{lost} units leave with {gained} entries: d {distance:.3g} on choose"
         smaller = smaller.noted(line)
-        held = _relative(problem)
-        if held is None or distance >= TRIFLE * held:
-            smaller = self.between(smaller, problem)
-            distance = objective.measure_choose(smaller.tensors).value
+        smaller = self.between(smaller, problem)
+        distance = objective.measure_choose(smaller.tensors).value
         return _Stand(smaller, after, distance)
 
     def _batches(self, stand: _Stand, problem: Problem, groups: Sequence[Group]) -> list[_Batch]:
