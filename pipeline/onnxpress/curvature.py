@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import sqrt
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -216,40 +215,3 @@ def predicted_rise(values: Tensor, gradient: Tensor, curvature: Tensor) -> Tenso
         LeCun, Denker, Solla 1989, equation 2, kept to second order; FACTS section 4.
     """
     return values * (values * curvature - gradient)
-
-
-def largest_curvature(
-    gradient: Callable[[dict[WeightKey, Tensor]], dict[WeightKey, Tensor]],
-    around: Mapping[WeightKey, Tensor],
-    start: Mapping[WeightKey, Tensor],
-    rounds: int,
-) -> float:
-    """Estimate the largest quotient ‖∇f(θ+v) - ∇f(θ)‖ / ‖v‖ by power iteration on differences.
-
-    Args:
-        gradient: of a smooth function, at given tensors.
-        around: θ.
-        start: a first direction, not zero.
-        rounds: how many iterations; the largest quotient seen is returned.
-
-    Source:
-        seeds/learning_sparse_network_iht.txt, section III-B: the Lipschitz constant of the gradient
-        bounds the step size; FACTS section 4: random sparse pairs underestimate it by orders of
-        magnitude, a power iteration around the trajectory does not.
-    """
-    scale = 1e-3 * max(_norm(around), 1e-12)
-    base = gradient(dict(around))
-    direction, largest = dict(start), 0.0
-    for _ in range(rounds):
-        length = _norm(direction)
-        if length == 0:
-            break
-        step = {key: value * (scale / length) for key, value in direction.items()}
-        moved = gradient({key: around[key] + step[key] for key in around})
-        direction = {key: moved[key] - base[key] for key in around}
-        largest = max(largest, _norm(direction) / scale)
-    return largest
-
-
-def _norm(tensors: Mapping[WeightKey, Tensor]) -> float:
-    return sqrt(sum(float(value.double().square().sum()) for value in tensors.values()))

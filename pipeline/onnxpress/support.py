@@ -52,6 +52,31 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
     return kept.reshape(scores.shape)
 
 
+def keep_largest_each(scores: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` largest of the last dimension, in every row of ``[..., n]`` by itself.
+
+    Otherwise like ``keep_largest``: bool, a tie goes to the lower index.
+
+    Raises:
+        SparsityError: ``count`` is out of range.
+
+    Source:
+        seeds/learning_sparse_network_iht.txt, footnote 1: of its two answers for H_2([1, -3, 1])
+        the one with the first 1, always.
+
+    >>> keep_largest_each(torch.tensor([[1.0, -3.0, 1.0], [1.0, 2.0, 3.0]]).abs(), 2)
+    tensor([[ True,  True, False],
+            [False,  True,  True]])
+    """
+    if not 0 <= count <= scores.shape[-1]:
+        raise SparsityError(
+            f"cannot keep {count} of {scores.shape[-1]} entries; a sparsity lies between 0 and 1"
+        )
+    order = torch.sort(scores.detach(), dim=-1, descending=True, stable=True).indices
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    return kept.scatter_(-1, order[..., :count], value=True)
+
+
 def keep_largest_overall(scores: Mapping[WeightKey, Tensor], count: int) -> dict[WeightKey, Tensor]:
     """Mark the ``count`` best entries over several tensors, whatever tensor they are in.
 

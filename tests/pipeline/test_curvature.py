@@ -11,7 +11,6 @@ from models import case_of, convolutional_model, key, linear_model, shared_model
 from onnxpress import curvature as module
 from onnxpress.curvature import (
     gauss_newton,
-    largest_curvature,
     layer_hessians,
     predicted_rise,
 )
@@ -126,24 +125,6 @@ def test_what_no_judged_output_sees_has_no_curvature() -> None:
     objective = objective_of(case.problem)
     found = gauss_newton(objective, case.state.tensors, [key("wb")], 2, generator())
     assert not found[key("wb")].any()
-
-
-def test_the_largest_curvature_of_a_quadratic_is_its_largest_eigenvalue() -> None:
-    root = torch.randn(9, 9, generator=generator())
-    matrix = root @ root.T
-    first, second = key("a"), key("b")
-
-    def gradient(point: dict[WeightKey, Tensor]) -> dict[WeightKey, Tensor]:
-        joined = matrix @ torch.cat([point[first], point[second]])
-        return {first: joined[:4], second: joined[4:]}
-
-    around = {first: torch.ones(4), second: -torch.ones(5)}
-    start = {first: torch.randn(4, generator=generator()), second: torch.ones(5)}
-    largest = float(torch.linalg.eigvalsh(matrix)[-1])
-    assert largest_curvature(gradient, around, start, 100) == pytest.approx(largest, rel=1e-2)
-    assert largest_curvature(gradient, around, start, 1) < largest
-    nowhere = {name: torch.zeros_like(value) for name, value in start.items()}
-    assert largest_curvature(gradient, around, nowhere, 5) == 0.0
 
 
 def test_many_small_draws_are_closer_than_few_large_ones() -> None:

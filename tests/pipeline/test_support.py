@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import key
-from onnxpress.support import cut, keep_largest, keep_largest_overall
+from onnxpress.support import cut, keep_largest, keep_largest_each, keep_largest_overall
 from onnxpress_adapters.errors import SparsityError
 
 
@@ -35,6 +35,25 @@ def test_a_count_out_of_range(count: int) -> None:
         keep_largest(torch.zeros(4), count)
     with pytest.raises(SparsityError, match=message):
         keep_largest_overall({key("a"): torch.zeros(4)}, count)
+
+
+def test_of_the_two_answers_of_the_paper_it_is_always_the_same() -> None:
+    # H_2([1, -3, 1]) is [0, -3, 1] or [1, -3, 0].
+    point = torch.tensor([1.0, -3.0, 1.0])
+    for _ in range(10):
+        assert cut(point, keep_largest(point.abs(), 2)).values.tolist() == [1.0, -3.0, 0.0]
+        assert keep_largest_each(point.abs(), 2).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_every_row_is_kept_by_itself(count: int) -> None:
+    scores = torch.randint(0, 3, (4, 7, 5), generator=torch.Generator().manual_seed(1)).double()
+    kept = keep_largest_each(scores, count)
+    assert kept.shape == scores.shape
+    for row, found in zip(scores.reshape(-1, 5), kept.reshape(-1, 5), strict=True):
+        assert torch.equal(found, keep_largest(row, count))
+    with pytest.raises(SparsityError, match="cannot keep 6 of 5 entries"):
+        keep_largest_each(scores, 6)
 
 
 def test_long_ties_keep_their_order() -> None:

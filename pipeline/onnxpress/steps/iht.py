@@ -1,27 +1,28 @@
-"""Iterative hard thresholding on d: a gradient step, then the best entries stay."""
+"""Iterative hard thresholding: a gradient step, then the best entries stay."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
-from onnxpress.curvature import gauss_newton, largest_curvature
-from onnxpress.objective import Objective, objective_of
+from onnxpress.certificate import SLOPE
+from onnxpress.curvature import gauss_newton
+from onnxpress.descent import Plan, Solution, descended
+from onnxpress.objective import objective_of
 from onnxpress.pattern import Pattern
+from onnxpress.smoothness import SIMULATIONS
+from onnxpress.space import Scope, Space
 from onnxpress.step import target_count
-from onnxpress.support import cut, keep_patterned
-from onnxpress_adapters.errors import StepError
+from onnxpress.support import unpatterned
+from onnxpress.task import GoalName, goal_of
+from onnxpress_adapters.errors import MisuseError, StepError
 from onnxpress_adapters.weights import WeightKey
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
     from onnxpress.state import State
-
-Point = dict[WeightKey, Tensor]
 
 DRAWS = 16
 """Backward passes behind the metric."""
@@ -29,46 +30,70 @@ DRAWS = 16
 DAMP = 0.01
 """Share of its mean added to the Gauss-Newton diagonal, so that no entry is free to run away."""
 
-POWER_ROUNDS = 4
-HALVINGS = 12
-GROWTH = 1.3
-"""How much longer the next step may be after one that was accepted at once."""
-
 
 @dataclass(frozen=True)
 class Iht:
-    """Descend on d and project onto the networks with at most s nonzeros, again and again.
+    """Descend on f and project onto the networks with at most s nonzeros, again and again.
 
-    θ ← H_s(θ - t M⁻¹ ∇d(θ)), in the metric M: H_s keeps the entries with the largest m·θ². Pruned
-    entries may return, which no greedy method allows. The step t begins at one over the curvature
-    found by power iteration around the first point, is cut to one over every curvature met along
-    the trajectory, and is halved until d falls. The point that is best on the choose set is kept.
+    θ ← H_s(θ - γ M⁻¹ ∇f(θ)), in the metric M: H_s keeps the entries with the largest m·θ². Pruned
+    entries may return, which no greedy method allows. The point that is best on the choose set is
+    kept, or the last one where it is HT-stable. ``solution`` gives more than the state.
 
     Attributes:
         sparsity: share of zeros over the free weights, 0 to 1; None for a search to find.
         rounds: gradient steps, at most.
-        work: units of work (about seconds of one core) at effort 1; ends the rounds earlier.
+        work: units of work (about seconds of one core) at effort 1, for each start; ends the
+            rounds earlier.
         metric: ``gauss-newton``, the diagonal of d's Gauss-Newton matrix at the first point, or
-            ``euclidean``, the paper's.
+            ``euclidean``, the paper's. None for the paper's with its steps, the other one else.
         pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``, ``rows:32``
             (``Pattern.parse``); H_s then projects onto supports of that pattern.
+        scope: ``global``: entries of all weights compete; ``layer``: each weight keeps its share.
+        objective: f: the distance to the original network, or a task's loss on labelled samples.
+        step: ``trajectory``: γ begins at one over the curvature around the first point, is held to
+            one over that met on the way, and is halved until f falls. ``paper``: γ = 1 / L̂_2s from
+            random sparse pairs, fixed. ``adam``: Adam's steps on drawn batches.
+        gradual: share of the rounds over which the number of entries falls to s, 0 to 1.
+        restarts: how many more runs begin on a random support; the best on the choose set wins.
+        rate: of ``adam``: its first step, as a share of each weight's root mean square.
+        batch: of ``adam``: samples per step, at most.
+        simulations: of ``paper``: pairs behind L̂_2s, fewer where they would take a quarter of the
+            work.
+        slope: the largest slope on the support that counts as none: where inequality 8 holds as
+            well, the point is HT-stable and the run ends.
 
     Source:
-        seeds/learning_sparse_network_iht.txt, Algorithm 1 and section III (restricted smoothness);
-        Blumensath & Davies 2009. FACTS section 4: the paper's estimate from random sparse pairs
-        diverges on trained networks, hence the power iteration and the halving; stability needs
-        both t·max|g_off| ≤ min|θ_S| and g_S ≈ 0, hence both in the log.
+        seeds/learning_sparse_network_iht.txt, algorithm 1 and sections III-F, III-G, IV-B;
+        Blumensath & Davies 2009. FACTS section 4: the paper's estimate from random sparse pairs is
+        hundreds of times too small on trained networks, where γ = 1 / L̂_2s then diverges; hence
+        ``trajectory``. Kingma & Ba 2015; Zhu & Gupta 2017 (gradual).
     """
 
     sparsity: float | None = None
-    rounds: int = 100
+    rounds: int = 1000
     work: float = 20.0
-    metric: Literal["gauss-newton", "euclidean"] = "gauss-newton"
+    metric: Literal["gauss-newton", "euclidean"] | None = None
     pattern: str = "none"
+    scope: Scope = "global"
+    objective: GoalName = "distance"
+    step: Literal["trajectory", "paper", "adam"] = "trajectory"
+    gradual: float = 0.0
+    restarts: int = 0
+    rate: float = 0.03
+    batch: int = 128
+    simulations: int = SIMULATIONS
+    slope: float = SLOPE
 
     def __post_init__(self) -> None:
-        """Refuse a pattern that is none."""
+        """Refuse a pattern that is none, and numbers that make no sense."""
         Pattern.parse(self.pattern)
+        if not 0 <= self.gradual <= 1:
+            raise MisuseError(f"gradual is a share of the rounds, 0 to 1, not {self.gradual:g}")
+        for name in ("rounds", "batch", "simulations"):
+            if getattr(self, name) < 1:
+                raise MisuseError(f"{name} is a number from 1 on, not {getattr(self, name)}")
+        if self.restarts < 0:
+            raise MisuseError(f"restarts is a number from 0 on, not {self.restarts}")
 
     def at(self, sparsity: float) -> Iht:
         """Give the same step with its sparsity fixed."""
@@ -80,140 +105,100 @@ class Iht:
 
     def __call__(self, state: State, problem: Problem, /) -> State:
         """Search for the best support of the size asked for, and its values."""
+        return self.solution(state, problem).state
+
+    def solution(self, state: State, problem: Problem) -> Solution:
+        """Do the same and give all there is to know about it.
+
+        Raises:
+            StepError: the step has no sparsity.
+            MisuseError: it needs labels and the problem has none, or none that fit.
+        """
         if self.sparsity is None:
             raise StepError(f"{self} has no sparsity: give it one, or put it in a search")
-        objective = objective_of(problem)
-        count, pattern = target_count(state, self.sparsity), Pattern.parse(self.pattern)
-        descent = _Descent(objective, state, count, self.metric, pattern)
-        rounds = min(self.rounds, objective.cost.steps(self.work, len(problem.fit[0])))
-        return descent.run(rounds)
-
-
-class _Descent:
-    """One run: what stays the same over its rounds."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        state: State,
-        count: int,
-        metric: Literal["gauss-newton", "euclidean"],
-        pattern: Pattern,
-    ) -> None:
-        self.objective = objective
-        self.state = state
-        self.count = count
-        self.pattern = pattern
-        self.layers = {layer.key: layer for layer in objective.problem.network.layers}
-        self.keys = sorted(state.free)
-        self.start = {key: state.weights[key].values for key in self.keys}
-        self.root = self._root(metric)
-
-    def _root(self, metric: Literal["gauss-newton", "euclidean"]) -> Point:
-        """Give √m for every entry: the change of variables in which H_s is Euclidean."""
-        if metric == "euclidean":
-            return {key: torch.ones_like(value) for key, value in self.start.items()}
-        generator = self.objective.problem.generator(f"iht {self.count}")
-        diagonal = gauss_newton(self.objective, self.state.tensors, self.keys, DRAWS, generator)
-        entries = sum(value.numel() for value in diagonal.values())
-        mean = sum(float(value.sum()) for value in diagonal.values()) / max(1, entries)
-        floor = DAMP * mean + 1e-30
-        return {key: (value + floor).sqrt() for key, value in diagonal.items()}
-
-    def project(self, point: Point) -> Point:
-        """Keep the ``count`` entries with the largest m·θ²; H_s in the metric."""
-        scores = {key: (point[key] * self.root[key]).abs() for key in self.keys}
-        if self.pattern.is_blocked:  # the squares of a block add up
-            scores = {key: score.square() for key, score in scores.items()}
-        supports = keep_patterned(scores, self.count, self.pattern, self.layers)
-        return {key: cut(point[key], supports[key]).values for key in self.keys}
-
-    def laid(self, point: Mapping[WeightKey, Tensor]) -> dict[WeightKey, Tensor]:
-        """Give all tensors of the state with the free weights at a point."""
-        return {**self.state.tensors, **point}
-
-    def scaled_gradient(self, scaled: Point) -> Point:
-        """Give ∇d in the scaled variables φ = √m θ, for the power iteration."""
-        point = {key: scaled[key] / self.root[key] for key in self.keys}
-        gradient = self.objective.gradient(self.laid(point), self.keys)[1]
-        return {key: gradient[key] / self.root[key] for key in self.keys}
-
-    def run(self, rounds: int) -> State:
-        """Descend for so many rounds and give the best state."""
-        point = self.project(self.start)
-        value, gradient = self.objective.gradient(self.laid(point), self.keys)
-        scaled = {key: point[key] * self.root[key] for key in self.keys}
-        first = {key: gradient[key] / self.root[key] for key in self.keys}
-        if _norm(first) == 0:
-            first = {key: torch.ones_like(value) for key, value in scaled.items()}
-        curvature = largest_curvature(self.scaled_gradient, scaled, first, POWER_ROUNDS)
-        around, step = curvature, 1.0 / max(curvature, 1e-30)
-        began, best = value, (self._chosen(point), point)
-        look = max(1, rounds // 12)
-        halvings = 0
-        for place in range(rounds):
-            moved, level, halved = self._descend(point, value, gradient, step)
-            halvings += halved
-            if moved is None:
-                break
-            before, old, point, value = gradient, point, moved, level
-            gradient = self.objective.gradient(self.laid(point), self.keys)[1]
-            local = self._quotient(point, old, gradient, before)
-            curvature = max(curvature, local)
-            step = step / 2**halved if halved else min(GROWTH * step, 1.0 / max(local, 1e-30))
-            if (place + 1) % look == 0 or place + 1 == rounds:
-                best = min(best, (self._chosen(point), point), key=lambda pair: pair[0])
-        best = min(best, (self._chosen(point), point), key=lambda pair: pair[0])
-        found = {key: cut(values, values != 0) for key, values in best[1].items()}
-        return self.state.with_weights(found).noted(
-            f"Iht to {self.count} entries: d {began:.3g} -> {value:.3g} on fit, {best[0]:.3g} on "
-            f"choose; curvature {around:.3g} at the start, {curvature:.3g} along the way, "
-            f"{halvings} halvings; {self._stability(point, gradient, step)}"
+        plan = Plan(
+            step=self.step,
+            count=target_count(state, self.sparsity),
+            rounds=self.rounds,
+            work=self.work,
+            gradual=self.gradual,
+            rate=self.rate,
+            batch=self.batch,
+            simulations=self.simulations,
+            slope=self.slope,
         )
+        pattern = Pattern.parse(self.pattern)
+        goal = goal_of(problem, self.objective)
+        root = None if self._is_euclidean else _root(state, problem, plan.count)
+        space = Space.of(state, problem, goal, root, pattern, self.scope)
+        runs = [descended(space, problem, plan, start) for start in range(self.restarts + 1)]
+        best = min(runs, key=lambda run: run.chosen)
+        noted = best.state
+        for line in (
+            *_lines(best, goal.told, plan),
+            unpatterned(space.keys, pattern, space.layers),
+        ):
+            noted = noted.noted(line) if line else noted
+        return replace(best, state=noted)
 
-    def _descend(
-        self, point: Point, value: float, gradient: Point, step: float
-    ) -> tuple[Point | None, float, int]:
-        """Take one projected step, halved until d falls; None where no step helps."""
-        for halved in range(HALVINGS):
-            length = step / 2**halved
-            moved = self.project(
-                {
-                    key: point[key] - length * gradient[key] / self.root[key].square()
-                    for key in self.keys
-                }
-            )
-            level = float(self.objective.measure_fit(self.laid(moved)).per_output.sum())
-            if level < value:
-                return moved, level, halved
-        return None, value, HALVINGS
+    @property
+    def _is_euclidean(self) -> bool:
+        return self.metric == "euclidean" or (self.metric is None and self.step == "paper")
 
-    def _quotient(self, point: Point, old: Point, gradient: Point, before: Point) -> float:
-        """Give the curvature between two points of the trajectory, in the scaled variables."""
-        way = _norm({key: (point[key] - old[key]) * self.root[key] for key in self.keys})
-        rise = _norm({key: (gradient[key] - before[key]) / self.root[key] for key in self.keys})
-        return rise / way if way else 0.0
 
-    def _chosen(self, point: Point) -> float:
-        return self.objective.measure_choose(self.laid(point)).value
+def _root(state: State, problem: Problem, count: int) -> dict[WeightKey, Tensor]:
+    """Give √m for every entry: the change of variables in which H_s is Euclidean."""
+    objective, keys = objective_of(problem), sorted(state.free)
+    generator = problem.generator(f"iht {count}")
+    diagonal = gauss_newton(objective, state.tensors, keys, DRAWS, generator)
+    entries = sum(value.numel() for value in diagonal.values())
+    mean = sum(float(value.sum()) for value in diagonal.values()) / max(1, entries)
+    floor = DAMP * mean + 1e-30
+    return {key: (value + floor).sqrt() for key, value in diagonal.items()}
 
-    def _stability(self, point: Point, gradient: Point, step: float) -> str:
-        """Say how far the point is from one that H_s would leave alone."""
-        off, on, least = 0.0, 0.0, float("inf")
-        for key in self.keys:
-            support = point[key] != 0
-            slope = (gradient[key] / self.root[key]).abs()
-            size = (point[key] * self.root[key]).abs()
-            if bool(support.any()):
-                on = max(on, float(slope[support].max()))
-                least = min(least, float(size[support].min()))
-            if not bool(support.all()):
-                off = max(off, float(slope[~support].max()))
+
+def _lines(found: Solution, told: str, plan: Plan) -> tuple[str, ...]:
+    """Say what was done and found, for the log."""
+    name = "d" if told == "the distance" else told
+    start = f", from random support {found.start}" if found.start else ""
+    entered = sum(visit.entered for visit in found.path)
+    left = sum(visit.left for visit in found.path)
+    flips = [place for place, v in enumerate(found.path, start=1) if v.entered + v.left]
+    last = f", the last in step {flips[-1]}" if flips else ""
+    estimate = {
+        "paper": "from random sparse pairs",
+        "trajectory": "around the first point",
+        "adam": "around the point given",
+    }[plan.step]
+    way = f", up to {found.steepest:.3g} met on the way" if found.steepest else ""
+    return (
+        f"Iht to {found.count} entries{start}: {name} {found.began:.3g} -> {found.value:.3g} on "
+        f"fit, {found.chosen:.3g} on choose, in {len(found.path)} steps; {_ending(found, plan)}",
+        f"L_2s {found.smoothness:.3g} {estimate}{way}; step {found.step:.3g}, "
+        f"{found.halvings} halvings; {entered} entries joined the support and {left} left{last}",
+        f"{found.certificate}: {'HT-stable' if found.certificate.is_stable else 'not HT-stable'}",
+    )
+
+
+def _ending(found: Solution, plan: Plan) -> str:
+    """Say why it ended and, where that was no good end, what would do better."""
+    if found.ended == "diverged" and plan.step == "paper":
+        met = f" the curvature met is {found.steepest:.3g}," if found.steepest else ""
         return (
-            f"step times largest slope off the support {step * off:.2g} against smallest kept "
-            f"{least:.2g}, largest slope on it {on:.2g}"
+            f"it diverged:{met} the estimate {found.smoothness:.3g}, and a step of one over that "
+            "is too long; take step: trajectory, which measures along the way (what was best until "
+            "then is kept)"
         )
-
-
-def _norm(point: Mapping[WeightKey, Tensor]) -> float:
-    return float(sum(float(value.double().square().sum()) for value in point.values()) ** 0.5)
+    if found.ended == "diverged":
+        return "it diverged; take a smaller rate, or step: trajectory (what was best is kept)"
+    ending = {
+        "stable": "it ended at an HT-stable point",
+        "rounds": "rounds or work were used up",
+        "stalled": f"no step, {found.halvings} halvings in all, made it smaller",
+    }[found.ended]
+    if found.rises:
+        ending += (
+            f"; it rose in {found.rises} steps, so they are longer than 1 / L_2s: step: trajectory "
+            "never rises"
+        )
+    return ending
