@@ -77,8 +77,9 @@ class Timed:
 
     @property
     def speed_up(self) -> float:
-        """How many times as fast our file is; 1 where it is the original's computation."""
-        return 1.0 if self.cells["fastest"].get("kept") else 1 / self.share("fastest")
+        """How many times as fast our file is; 1 where it computes the same, or there is none."""
+        same = self.cells["fastest"].get("kept") or "fastest" not in self.seconds
+        return 1.0 if same else 1 / self.share("fastest")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
