@@ -14,7 +14,7 @@ from onnxpress.gated import Gated, UnitGates, WeightGates
 from onnxpress.gates import HardConcrete
 from onnxpress.movable import Movable
 from onnxpress.objective import objective_of
-from onnxpress.steering import Steering
+from onnxpress.steering import Feeler, Ramp, Steering
 from onnxpress.step import target_count
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.units import removable
@@ -32,6 +32,9 @@ OPEN = 3.0
 SPREAD = 2.0
 """How much further open the gate of an entry begins that is e times as large as is usual."""
 
+LEAST_SLOPE = 1e-16
+"""Adam's epsilon for the gates: of 10⁷ gates each carries 10⁻⁷ of a penalty that may be 10⁻³."""
+
 JITTER = 0.01
 """Standard deviation of the locations around ``OPEN`` where all gates begin alike; the paper's."""
 
@@ -45,13 +48,16 @@ MANY_STEPS = 800
 """Steps from which on ``gate_rate`` holds; with fewer, gates move faster, ``LARGEST_RATE`` at most:
 they have a way to go."""
 
-LARGEST_RATE = 1.0
-
-RAMP = 0.8
-"""Share of the steps in which the wanted L0 norm falls to where it shall be."""
+LARGEST_RATE = 0.3
 
 ABOVE = 1.02
 """How much above it: gates that are closed at the end lose less than gates opened again gain."""
+
+PACE = 16.0
+"""By how much the logarithm of the wanted share can fall in all steps, where a loss leads it."""
+
+CLOSER = 0.98
+"""Share of the L0 norm of what was kept until then, below which a point within the loss is kept."""
 
 FIRST_WEIGHT = 1e-2
 """The penalty weight a controller begins with, for a loss about 1 where nothing is left."""
@@ -166,7 +172,7 @@ class L0:
         point = Movable.of(state, problem, extras=self.extras)
         gated = self._gated(state, problem, point)
         before = measure(state.tensors).value
-        trained = self._train(goal, point, gated, count)
+        trained = self._train(problem, goal, point, gated, count)
         with torch.no_grad():
             expected = float(sum(chance.sum() for chance in gated.chances().values()))
             supports = gated.settle(count)
@@ -181,6 +187,11 @@ class L0:
             f"under sampled gates {trained.loss:.3g}, {trained.steps} steps; d {before:.3g} -> "
             f"{after:.3g} on choose"
         )
+        if self.within is not None and trained.loss > self.within:
+            found = found.noted(
+                f"L0: the loss under sampled gates never came within {self.within:g}; allow more, "
+                "or give it more work"
+            )
         if self.settle.work > 0:
             found = replace(self.settle, objective=self.objective)(found, problem)
         return found
@@ -201,49 +212,57 @@ class L0:
         if self.start == "even":
             generator = problem.generator("l0 gates")
             for at in gated.locations:
-                at += (JITTER * torch.randn(at.shape, generator=generator)).to(at.device)
+                at += (JITTER * torch.randn(at.shape, generator=generator)).to(at)
         return gated
 
-    def _train(self, goal: Goal, point: Movable, gated: Gated, count: int | None) -> _Trained:
+    def _train(
+        self, problem: Problem, goal: Goal, point: Movable, gated: Gated, count: int | None
+    ) -> _Trained:
         """Adam on drawn batches and sampled gates."""
-        problem, cost = goal.objective.problem, goal.objective.cost
+        cost = goal.objective.cost
         beside = GATE_MACS * sum(at.numel() for at in gated.locations)
         batch = min(self.batch, cost.batch, len(problem.fit[0]))
         batch = max(2, min(batch, cost.steps(self.work, 1, beside) // FEWEST_STEPS))
         steps = cost.steps(self.work, batch, beside)
-        gate_rate = min(
-            max(LARGEST_RATE, self.gate_rate), self.gate_rate * max(1.0, MANY_STEPS / steps)
-        )
+        hurried = min(LARGEST_RATE, self.gate_rate * MANY_STEPS / steps)
+        gate_rate = max(self.gate_rate, hurried)
         generator = problem.generator(f"l0 {gated.entries}")
         drawing = Drawing(self.interpolate, self.move)
         leaves = list(point.leaves.values())
         for at in gated.locations:
             at.requires_grad_()
         adam = torch.optim.Adam(
-            [*point.groups(self.rate), {"params": list(gated.locations), "lr": gate_rate}],
+            [
+                *point.groups(self.rate),
+                {"params": list(gated.locations), "lr": gate_rate, "eps": LEAST_SLOPE},
+            ],
             betas=(0.9, 0.99),
             fused=True,
         )
         first = [group["lr"] for group in adam.param_groups[:-1]]
         steering = Steering(self.penalty or FIRST_WEIGHT, gate_rate)
+        ramp = Ramp(ABOVE * (count or 0) / gated.entries)
+        feeler = None if self.within is None else Feeler(self.within, PACE / steps)
         mean: float | None = None
+        best: _Stand | None = None
         for step in range(steps):
             for group, size in zip(adam.param_groups[:-1], first, strict=True):
                 group["lr"] = size * 0.5 * (1 + cos(pi * step / steps))
-            inputs, wanted = goal.draw(batch, generator, drawing)
+            inputs, answers = goal.draw(batch, generator, drawing)
             noise = gated.noise(generator)
 
             def laid(noise: list[Tensor] = noise) -> dict[WeightKey, Tensor]:
                 return point.tensors(gated.through(point.leaves, noise))
 
-            loss = goal.push(laid, [*leaves, *gated.locations], inputs, wanted)
+            loss = goal.push(laid, [*leaves, *gated.locations], inputs, answers)
             mean = loss if mean is None else MEMORY * mean + (1 - MEMORY) * loss
             share = self._pushed(point, gated, steering.weight)
-            if count is not None:
-                steering.towards(share, _wanted(ABOVE * count / gated.entries, (step + 1) / steps))
-            elif self.within is not None:
-                # More is left than has to be while the loss is below what is allowed.
-                steering.towards(self.within, max(mean, 1e-3 * self.within))
+            if feeler is not None:
+                if mean <= feeler.within and share < CLOSER * (1.0 if best is None else best.share):
+                    best = _Stand.of(share, mean, steering.weight, point, gated)
+                steering.towards(share, feeler.wanted(share, mean))
+            elif self.penalty is None:
+                steering.towards(share, ramp.wanted((step + 1) / steps))
             point.pin(leaves)
             adam.step()
             if step % max(1, steps // LOOKS) == 0:
@@ -251,7 +270,10 @@ class L0:
                 problem.progress("L0", step / steps, note)
         for at in gated.locations:
             at.requires_grad_(False)
-        return _Trained(steering.weight, mean or 0.0, steps)
+        if best is None:
+            return _Trained(steering.weight, mean or 0.0, steps)
+        best.restore(point, gated)
+        return _Trained(best.weight, best.loss, steps)
 
     def _pushed(self, point: Movable, gated: Gated, weight: float) -> float:
         """Add the gradient of the penalty, and of L2; give the expected share that stays."""
@@ -270,21 +292,32 @@ class L0:
         return float(share.detach())
 
 
+@dataclass(frozen=True, eq=False)
+class _Stand:
+    """Where a training stood while its loss was within what is allowed."""
+
+    share: float
+    loss: float
+    weight: float
+    values: dict[WeightKey, Tensor]
+    locations: list[Tensor]
+
+    @classmethod
+    def of(cls, share: float, loss: float, weight: float, point: Movable, gated: Gated) -> _Stand:
+        """Copy where everything stands."""
+        locations = [at.detach().clone() for at in gated.locations]
+        return cls(share, loss, weight, point.values(), locations)
+
+    def restore(self, point: Movable, gated: Gated) -> None:
+        """Put everything back there."""
+        point.move(self.values)
+        for at, known in zip(gated.locations, self.locations, strict=True):
+            at.copy_(known)
+
+
 class _Trained(NamedTuple):
     """How a training ended."""
 
     weight: float
     loss: float
     steps: int
-
-
-def _wanted(target: float, done: float) -> float:
-    """Give the share wanted after a part of the steps: down to the target along a cube.
-
-    Source:
-        Zhu & Gupta 2017, equation 1.
-
-    >>> [round(_wanted(0.2, done), 3) for done in (0.0, 0.4, 0.8, 1.0)]
-    [1.0, 0.3, 0.2, 0.2]
-    """
-    return target + (1 - target) * max(0.0, 1 - done / RAMP) ** 3
