@@ -41,6 +41,9 @@ FINAL = 40.0
 ALONE = 80.0
 """Units of work for the repair where only a sparsity is asked for, so that it runs once."""
 
+MENDING = 0.5
+"""Units of work for the repair after a single weight left."""
+
 ROUNDED = 0.4
 """Share of the work that is for the repair after rounding."""
 
@@ -127,6 +130,11 @@ def default_plan(*, searched: bool, values: Values = "fp32") -> Plan:
         _stored(ROUGH, values),
         GAINS.get(values, GAIN),
     )
+
+
+def faithful_plan() -> Plan:
+    """Give the greedy of seeds/sparsification_mathematics.md, to the letter and nothing else."""
+    return Plan.of(Chain((Greedy(score="exact", between=Repair("lbfgs", work=MENDING)),)))
 
 
 def _stored(work: float, values: Values) -> Chain:

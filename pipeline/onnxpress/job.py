@@ -15,11 +15,12 @@ from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_exporters.write import Form
 
-BuiltIn = Literal["smallest", "fastest"]
+BuiltIn = Literal["smallest", "fastest", "faithful"]
 """Recipes that need no file."""
 
 SMALLEST: BuiltIn = "smallest"
 FASTEST: BuiltIn = "fastest"
+FAITHFUL: BuiltIn = "faithful"
 
 EFFORTS: Mapping[str, float] = {"quick": 0.3, "default": 1.0, "best": 4.0}
 """What the work of every step is multiplied by."""
@@ -44,7 +45,7 @@ class Job:
         recipe: the steps, those of ``default_plan()`` unless given; or ``"smallest"``, which packs
             and chooses how values are stored, for the smallest file within the tolerance; or
             ``"fastest"``, which removes units or lets rows share their columns, whichever
-            onnxruntime runs faster.
+            onnxruntime runs faster; or ``"faithful"``, the greedy that measures every neighbour.
         pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
             ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
             own.
@@ -154,6 +155,13 @@ def _check_built_in(job: Job) -> None:
         raise MisuseError(
             f"there is no built-in recipe '{job.recipe}'; there are {', '.join(get_args(BuiltIn))}"
         )
+    if job.recipe == FAITHFUL:
+        if not Pattern.parse(job.pattern).is_free:
+            raise MisuseError(
+                "the recipe faithful looks at single weights, which keep to no pattern; leave out "
+                "--pattern"
+            )
+        return
     Pattern.parse(job.pattern)
     if job.tolerance is None:
         raise MisuseError(

@@ -13,10 +13,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from onnxpress.beginning import first_state, free_weights, problem_of, samples_of
-from onnxpress.candidates import BEYOND, Candidate, Plan, default_plan, hunt
+from onnxpress.candidates import BEYOND, Candidate, Plan, default_plan, faithful_plan, hunt
 from onnxpress.cost import full_precision, one_thread_spared
 from onnxpress.fastest import choose_way, ways_for
-from onnxpress.job import FASTEST, SMALLEST, Job, check_job, parse_time
+from onnxpress.job import FAITHFUL, FASTEST, SMALLEST, Job, check_job, parse_time
 from onnxpress.making import changed_by, told_of_frozen, told_of_settable
 from onnxpress.pattern import Pattern
 from onnxpress.problem import Problem, Progress, Tolerance, silent
@@ -223,6 +223,8 @@ class _Judged:
 def _plan(job: Job, *, searched: bool) -> Plan:
     if job.recipe is not None and not isinstance(job.recipe, str):
         return Plan.of(job.recipe)
+    if job.recipe == FAITHFUL:
+        return faithful_plan()
     return default_plan(searched=searched, values=job.values).following(job.pattern)
 
 

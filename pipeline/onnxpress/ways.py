@@ -43,6 +43,9 @@ CHUNK, DEVICE_CHUNK = 1 << 18, 1 << 25
 CHANGES = 1 << 22
 """Entries of the changes of units at a time."""
 
+SELF = 4
+"""Passes over the changes of a unit beside those of what follows entry by entry."""
+
 FULL = 0.4
 """Share of a block of columns and units from which on it runs whole: nothing has to be gathered."""
 
@@ -140,8 +143,9 @@ class Way:
             product = following[0] if _takes(whole, following[0], name) else None
         rest = Rest.of(whole, name if product is None else product.node.outputs[0])
         output = _led_to(whole, rest.start)
-        around = [*region.instructions, *(() if output is not None else rest.instructions)]
-        macs = _macs(whole, around, node.outputs[0])
+        positions = result.numel() // (whole.rows * layer.groups * layer.rows)
+        macs = float(ELEMENT_MACS * positions * (SELF + len(region.instructions)))
+        macs += _macs(whole, rest) if output is None else 0.0
         return cls(layer, region, name, product, rest, output, macs)
 
     def rises(self, met: Met) -> Tensor:
@@ -408,19 +412,19 @@ def _elements(whole: Whole, instructions: Sequence[Instruction]) -> int:
     return sum(value.numel() for value in made if isinstance(value, Tensor)) // whole.rows
 
 
-def _macs(whole: Whole, instructions: Sequence[Instruction], start: str) -> float:
-    """Count what running nodes costs for one changed sample, in multiply-adds."""
+def _macs(whole: Whole, rest: Rest) -> float:
+    """Count what running a rest costs for one changed sample, in multiply-adds."""
     columns = {
         place: layer.columns
         for layer in whole.network.layers
         for path, place, _ in layer.sites
         if not path
     }
-    result = whole.tensor(start)
-    positions = 1 if result is None or result.ndim < 3 else result[0, 0].numel()
-    total = float(ELEMENT_MACS * (positions + _elements(whole, instructions)))
-    for instruction in instructions:
-        total += _elements(whole, [instruction]) * columns.get(instruction.place, 0)
+    start = whole.tensor(rest.start)
+    total = float(ELEMENT_MACS * (0 if start is None else start.numel() // whole.rows))
+    for instruction in rest.instructions:
+        entries = _elements(whole, [instruction])
+        total += entries * (ELEMENT_MACS + columns.get(instruction.place, 0))
     return total
 
 

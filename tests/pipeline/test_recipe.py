@@ -66,6 +66,7 @@ def test_steps_read(tmp_path: Path) -> None:
     "chain",
     [
         Chain((Greedy(sparsity=0.6), Repair(method="adam", rate=1e-9))),
+        Chain((Greedy(score="exact", per_round=8, hours=0.5),)),
         Chain((Only("a: [b]", Chain((Magnitude(sparsity=0.5), Magnitude(scope="global")))),)),
         Chain((Greedy(pattern="2:4"), Magnitude(pattern="rows:8"), Iht(pattern="block:2x3"))),
         Chain((Search(Chain((Greedy(), Repair())), floor=0.25, deadline=None),)),
@@ -92,7 +93,8 @@ def test_a_step_recipes_do_not_know_cannot_be_written() -> None:
         (
             "steps: [greedy: {sparsty: 0.5}]",
             "steps[0].greedy: unknown key 'sparsty'; did you mean 'sparsity'? "
-            "(sparsity, layerwise, block, trust, between, pattern are known)",
+            "(sparsity, layerwise, block, trust, between, pattern, score, per_round, hours are "
+            "known)",
         ),
         (
             "steps: [magnitude, gredy: {}]",
@@ -232,6 +234,7 @@ def test_the_schema_names_every_step_and_field() -> None:
     assert set(schema["$defs"]) == {"step", *STEPS}
     greedy = schema["$defs"]["greedy"]
     fields = ["sparsity", "layerwise", "block", "trust", "between", "pattern"]
+    fields += ["score", "per_round", "hours"]
     assert list(greedy["properties"]) == fields
     assert greedy["additionalProperties"] is False
     assert greedy["properties"]["between"]["properties"]["method"]["enum"] == [

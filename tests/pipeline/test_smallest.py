@@ -189,7 +189,7 @@ def test_mistakes_are_named(job: Job, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
     assert "smalest: the recipe cannot be read: No such file" in result.stderr
-    assert "without a file there are smallest, fastest" in result.stderr
+    assert "without a file there are smallest, fastest, faithful" in result.stderr
     assert "smallest" in CliRunner().invoke(main, ["compress", "--help"]).output
 
 
@@ -203,4 +203,4 @@ def test_a_recipe_file_may_name_it(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(MisuseError, match=r"r.yaml: recipe: the name of a built-in one"):
             load_recipe(file)
-    assert json_schema()["properties"]["recipe"] == {"enum": ["smallest", "fastest"]}
+    assert json_schema()["properties"]["recipe"] == {"enum": ["smallest", "fastest", "faithful"]}
