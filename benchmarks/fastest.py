@@ -45,6 +45,7 @@ SLOWER = 1.03
 RIVAL_SHARE = 0.5
 RIVALS = ("structured", "structured_wanda")
 MOST_TOLERANCE = 0.5
+ROUGH_ROUNDS = 20
 NEARER = 0.9
 """Share of a rival's distance that ours gets as its tolerance."""
 
@@ -152,7 +153,7 @@ class Shop:
             self.keep(cell, self.pressed(cell, TOLERANCE, ()))
 
     def rival(self, name: str) -> None:
-        """Let the rival prune a model, and press ours to be nearer."""
+        """Let the rival prune a model, and press ours anew where it is not better as it is."""
         entry = self.zoo.entry(name)
         for method in SMALLER:
             cell = Cell(name, method, "latency")
@@ -160,13 +161,17 @@ class Shop:
                 self.cache.folder.mkdir(parents=True, exist_ok=True)
                 words = (name, method, str(RIVAL_SHARE), str(min(256, calibration_count(entry))))
                 self.keep(cell, rival_in(str(self.rival_python), (*words, str(self.file(cell)))))
-        near = [found["distance"] for found in self.faster(name)]
+        near = [found["distance"] for found in self.moved(name)]
         cell = Cell(name, "beside", "latency")
-        if near and (self.again or self.cache.get(cell) is None):
+        if self.again:
+            self.cache.file(cell).unlink(missing_ok=True)
+        row = self.timed(name, ROUGH_ROUNDS)
+        behind = row is None or any(line[-1] != "yes" for line in rivals(row))
+        if near and behind and self.cache.get(cell) is None:
             tolerance = min(MOST_TOLERANCE, NEARER * min(near))
             self.keep(cell, self.pressed(cell, tolerance, ("--effort", "quick")))
 
-    def faster(self, name: str) -> list[Mapping[str, Any]]:
+    def moved(self, name: str) -> list[Mapping[str, Any]]:
         """Give what the rival's valid files that changed something are worth."""
         cells = [self.found(name, method) for method in RIVALS]
         return [cell for cell in cells if cell is not None and cell.get("distance", 0.0) > 0]
