@@ -30,7 +30,7 @@ from onnxpress.samples import (
 )
 from onnxpress.search import Point
 from onnxpress.shrinking import Slim, slimmed, subject_of, wants_groups, with_groups
-from onnxpress.smallest import choose, storages_for
+from onnxpress.smallest import at_least, choose, storages_for
 from onnxpress.state import State
 from onnxpress.step import Chain, Step, is_open
 from onnxpress.storage import told_of
@@ -118,6 +118,9 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         judged.append(_judged(job, model, problem, samples, candidate))
         return judged[-1].excess(tolerance)
 
+    def refused(one: _Judged) -> bool:
+        return one.judgement.decision.verdict != "within"
+
     def size_of(found: State) -> int:
         changed = changed_by(found, job, model, problem)
         made = patch(model, changed, job.written, found.storage, freeze=job.frozen)
@@ -127,9 +130,9 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         made = _made(replace(job, form=form), model, problem, found)[1](freeze=job.frozen)
         return timed(model, made.model, samples.choose, CLOCK_SECONDS).ratio
 
+    storages = storages_for(model, state.free, freeze=job.frozen)
     with one_thread_spared(), full_precision():
         if job.recipe == SMALLEST:
-            storages = storages_for(model, state.free, freeze=job.frozen)
             choice = choose(
                 storages,
                 state,
@@ -166,6 +169,10 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             beyond=() if job.trace is None else BEYOND,
             known=known,
         )
+        if job.recipe == SMALLEST and job.sparsity is None and all(map(refused, judged)):
+            safe = at_least(storages, state, problem)
+            if safe is not None:
+                look(safe)
     last = min(judged, key=lambda one: one.judgement.rank)
     if job.recipe == FASTEST and not last.is_faster:
         kept = Candidate(state, Chain(()), (KEPT,))

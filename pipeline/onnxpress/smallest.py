@@ -15,9 +15,10 @@ from math import log2
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from onnxpress.candidates import Plan, default_plan, over_free, rough_search
+from onnxpress.candidates import Candidate, Plan, default_plan, over_free, rough_search
 from onnxpress.search import INTERRUPTED, Point, Search, best_of, tolerance_of, tried
-from onnxpress.steps.store import Values
+from onnxpress.step import Chain, checked
+from onnxpress.steps.store import Store, Values
 from onnxpress_exporters.packable import unpackable
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ class Choice:
     plan: Plan
     points: tuple[Point, ...]
     told: str
+
+
+SAFE: Values = "fp16"
+"""What hardly moves an output and is half as large."""
+
+REFUSED = "onnxruntime put all that was chosen outside the tolerance; the values are written as"
 
 
 def bits_per_weight(sparsity: float, values: Values) -> float:
@@ -144,6 +151,20 @@ def choose(
             break
         best = other
     return Choice(best.plan, best.points, f"values as {best.values}; tried {', '.join(lines)}")
+
+
+def at_least(storages: Sequence[Values], state: State, problem: Problem) -> Candidate | None:
+    """Give what there is to write where the judge refused all that was chosen: halves, all of them.
+
+    Args:
+        storages: that the model allows.
+        state: where to begin.
+        problem: the promise.
+    """
+    if SAFE not in storages:
+        return None
+    steps = Chain((Store(SAFE),))
+    return Candidate(checked(steps, state, problem), steps, (f"{REFUSED} {SAFE}, unpruned",))
 
 
 def storages_for(

@@ -12,14 +12,25 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from fake_steps import Fake, Law, plain_case, power
-from onnxpress import beginning, candidates, smallest
-from onnxpress.candidates import Plan
+from onnxpress import beginning, candidates, press, smallest
+from onnxpress.candidates import Candidate, Judge, Plan
 from onnxpress.cli import main
 from onnxpress.job import Job
 from onnxpress.press import compress
+from onnxpress.problem import Problem
 from onnxpress.recipe import json_schema, load_recipe
-from onnxpress.smallest import BITS, bits_per_weight, breaking_even, choose, storages_for
+from onnxpress.search import Point
+from onnxpress.smallest import (
+    BITS,
+    at_least,
+    bits_per_weight,
+    breaking_even,
+    choose,
+    storages_for,
+)
 from onnxpress.state import State
+from onnxpress.step import Chain
+from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.prunable import prunable
@@ -173,6 +184,30 @@ def test_what_callers_may_set_stays_and_freeze_says_what_that_costs(job: Job) ->
     assert all(row.form.startswith("packed: ") for row in frozen.layers)
     assert frozen.sizes.size_bytes[1] < report.sizes.size_bytes[1]
     assert SETTABLE not in frozen.text()
+
+
+@pytest.mark.parametrize("sparsity", [None, 0.3])
+def test_where_the_judge_refuses_all_halves_are_written(
+    job: Job, sparsity: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def empty(plan: Plan, state: State, problem: Problem, look: Judge, **_: object) -> list[Point]:
+        look(Candidate(Magnitude(sparsity=1.0)(state, problem), Chain(())))
+        return []
+
+    monkeypatch.setattr(press, "hunt", empty)
+    report = compress(replace(job, recipe="smallest", sparsity=sparsity))
+    assert report.exit_code == (0 if sparsity is None else 3)
+    if sparsity is None:
+        assert report.steps == "Chain(steps=(Store(values='fp16', entries=16, feedback=True),))"
+        told = "the values are written as fp16, unpruned"
+        assert any(note.endswith(told) for note in report.notes)
+        before, after = report.sizes.size_bytes
+        assert after < before
+
+
+def test_without_a_way_to_pack_there_are_no_halves(laws: dict[Values, Fake]) -> None:
+    case = plain_case()
+    assert at_least(("fp32",), case.state, case.problem) is None
 
 
 def test_mistakes_are_named(job: Job, tmp_path: Path) -> None:
