@@ -72,7 +72,37 @@ class Whole:
                 return None  # a feed holds several samples of its own
             given[name] = working(value) if isinstance(value, Tensor) else value
         run = _run(network, weights, rows)
-        values = _constants(main, weights) | given
+        return cls._ran(run, network, weights, given, rows)
+
+    @classmethod
+    def alone(
+        cls, network: Network, weights: Mapping[WeightKey, Tensor], feed: Sequence[Value]
+    ) -> Whole:
+        """Run one feed, as a call of the network does, and keep everything.
+
+        Args:
+            network: any.
+            weights: as for a call.
+            feed: as for a call.
+        """
+        run = _run(network, weights, 1)
+        given = {
+            name: working(value) if isinstance(value, Tensor) else value
+            for name, value in zip(network.program.main.inputs, feed, strict=True)
+        }
+        return cls._ran(run, network, weights, given, 1)
+
+    @classmethod
+    def _ran(
+        cls,
+        run: Run,
+        network: Network,
+        weights: Mapping[WeightKey, Tensor],
+        given: Values,
+        rows: int,
+    ) -> Whole:
+        main = network.program.main
+        values = {**_constants(main, weights), **given}
         for instruction in main.instructions:
             run.step(main, instruction, values, None)
         return cls(network, weights, values, rows, _downstream(main, main.inputs))

@@ -67,6 +67,7 @@ def test_steps_read(tmp_path: Path) -> None:
     [
         Chain((Greedy(sparsity=0.6), Repair(method="adam", rate=1e-9))),
         Chain((Greedy(score="exact", per_round=8, hours=0.5),)),
+        Chain((Magnitude(scope="theorem", alpha=0.125), Magnitude(scope="theorem"))),
         Chain((Only("a: [b]", Chain((Magnitude(sparsity=0.5), Magnitude(scope="global")))),)),
         Chain((Greedy(pattern="2:4"), Magnitude(pattern="rows:8"), Iht(pattern="block:2x3"))),
         Chain((Search(Chain((Greedy(), Repair())), floor=0.25, deadline=None),)),
@@ -111,7 +112,7 @@ def test_a_step_recipes_do_not_know_cannot_be_written() -> None:
         ),
         (
             "steps: [magnitude: {scope: row}]",
-            "steps[0].magnitude.scope: input should be 'layer' or 'global', not 'row'",
+            "steps[0].magnitude.scope: input should be 'layer', 'global' or 'theorem', not 'row'",
         ),
         (
             "steps: [store: {values: int7}]",
