@@ -4,7 +4,8 @@
 
 CPU and CUDA side by side, on models built here and on every pair NAME.onnx + NAME.npz in FOLDER:
 a forward pass, a gradient, the layer Hessians, the removal costs of optimal brain surgery, Greedy
-at 80 % and Repair. For each: seconds, the ratio, the floor and how well the results agree.
+at 80 %, Repair and L0 at 80 %. For each: seconds, the ratio, the floor and how well the results
+agree.
 
 The *floor* is the least time for the operations torch was asked for: each takes the longer of its
 floating-point operations at the rate of a large matrix product and its bytes at the rate of a large
@@ -35,6 +36,7 @@ from torch.utils.flop_counter import flop_registry
 
 from gpu_models import mlp, resnet, transformer
 from onnxpress import obs
+from onnxpress.exact import exact_macs, exact_rises
 from onnxpress.layerwise import hessians_of
 from onnxpress.objective import objective_of
 from onnxpress.problem import Problem, Tolerance
@@ -42,6 +44,7 @@ from onnxpress.samples import load_data
 from onnxpress.state import State
 from onnxpress.step import Step
 from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.l0 import L0
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress_adapters.extras import extras
@@ -49,13 +52,16 @@ from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.network import import_network
 from onnxpress_adapters.prunable import prunable
 from onnxpress_adapters.read import read_model
-from onnxpress_adapters.weights import Dense
+from onnxpress_adapters.weights import Dense, WeightKey
 from tables import publish, table, where
 
 SPARSITY = 0.8
 FIT, CHOOSE = 1024, 256
 SURGERY_MACS = 2e11
 """Work of the removal costs that are measured: the cheapest layers up to this."""
+
+NEIGHBOUR_MACS = 4e11
+"""Work of the neighbours that are measured: of the cheapest weights up to this."""
 
 ENOUGH_SECONDS = 450.0
 """After this time no measurement is begun: the call must end within 10 minutes."""
@@ -171,6 +177,28 @@ def price(layer: Layer) -> float:
     return obs.operation_cost(shapes)
 
 
+def neighbours(setting: Setting) -> Work:
+    """Measure every neighbour in the weights where that is cheapest, at a pruned state."""
+    objective = objective_of(setting.problem)
+    pruned = Magnitude(SPARSITY)(setting.state, setting.problem)
+    macs = exact_macs(objective, pruned.tensors, sorted(pruned.free))
+    samples = len(setting.problem.fit[0])
+    prices = {key: macs[key] * pruned.weights[key].nonzeros * samples for key in macs}
+    chosen: list[WeightKey] = []
+    spent = 0.0
+    for key in sorted(prices, key=lambda key: prices[key]):
+        spent += prices[key]
+        if spent > NEIGHBOUR_MACS * setting.case.effort and chosen:
+            break
+        chosen.append(key)
+    return lambda: Result(exact_rises(objective, pruned.tensors, chosen))
+
+
+def theorem(setting: Setting) -> Work:
+    """Prune by the theorem and look for the largest change over the unit ball."""
+    return stepped(setting, Magnitude(scope="theorem", alpha=0.1), setting.state)
+
+
 def greedy(setting: Setting) -> Work:
     """Prune to 80 % with Greedy."""
     return stepped(setting, Greedy(SPARSITY), setting.state)
@@ -179,6 +207,11 @@ def greedy(setting: Setting) -> Work:
 def repair(setting: Setting) -> Work:
     """Repair what Magnitude left at 80 %."""
     return stepped(setting, Repair(), Magnitude(SPARSITY)(setting.state, setting.problem))
+
+
+def l0(setting: Setting) -> Work:
+    """Train gates to 80 %."""
+    return stepped(setting, L0(SPARSITY), setting.state)
 
 
 def stepped(setting: Setting, step: Step, state: State) -> Work:
@@ -198,8 +231,11 @@ OPERATIONS: Mapping[str, Callable[[Setting], Work]] = {
     "gradient": gradient,
     "layer Hessians": hessians,
     "removal costs": removal,
+    "exact neighbours": neighbours,
+    "Magnitude, theorem": theorem,
     "Greedy at 80 %": greedy,
     "Repair": repair,
+    "L0 at 80 %": l0,
 }
 """By name: what prepares an operation, untimed, and gives the work itself."""
 

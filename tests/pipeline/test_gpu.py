@@ -17,10 +17,12 @@ from checkout import ROOT
 from models import Case, case_of
 from onnxpress.cli import main
 from onnxpress.objective import objective_of
+from onnxpress.shrinking import with_groups
 from onnxpress.state import State
-from onnxpress.step import Step, checked
+from onnxpress.step import Only, Step, checked
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
+from onnxpress.steps.l0 import L0
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store, Values
@@ -36,7 +38,13 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "magnitude": (Magnitude(0.8),),
     "greedy": (Greedy(0.8),),
     "greedy in blocks": (Greedy(0.8, layerwise=0.75),),
+    "greedy, exact": (
+        Only("[13568].weight", Greedy(0.05, score="exact", per_round=4096, hours=9.0)),
+    ),
+    "magnitude, theorem": (Magnitude(scope="theorem", alpha=0.1),),
     "iht": (Iht(0.8, rounds=10),),
+    "l0": (L0(0.8),),
+    "l0 of units": (L0(0.5, gates="unit", work=5.0),),
     "repair, adam": (Magnitude(0.8), Repair("adam")),
     "repair, lbfgs": (Magnitude(0.8), Repair("lbfgs")),
 }
@@ -54,7 +62,8 @@ def on_the_cpu(name: str) -> Case:
     """Give an example with its real inputs, one image per feed."""
     images = torch.from_numpy(np.load(EXAMPLES / "digits_train.npz")["image"])[:, None]
     case = case_of(read_model(EXAMPLES / f"{name}.onnx"), [images[:512]], effort=0.02)
-    return replace(case, problem=replace(case.problem, choose=[images[512:768]]))
+    problem = replace(case.problem, choose=[images[512:768]])
+    return replace(case, problem=with_groups(problem, case.model))
 
 
 def moved(case: Case, device: torch.device) -> Case:
