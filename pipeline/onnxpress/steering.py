@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import exp, log
 
-HORIZON = 4.0
+HORIZON = 8.0
 """How far ahead the trend is looked, in units of the gates' locations: what has begun to close goes
 on closing for a while, and what is closed learns nothing any more and does not come back."""
 
@@ -16,10 +16,10 @@ LARGEST = 0.5
 """An excess counts as this much at most: or the weight would run up while the first gates, all
 open, are on their way to the border, and close far too many then."""
 
-LEAST = 1e-4
+LEAST = 1e-2
 """The least weight. That is next to nothing, and from less it would take long to come back."""
 
-MEMORY = 0.9
+MEMORY = 0.8
 """Share of the trend that stays from step to step."""
 
 RAMP = 0.8
@@ -43,8 +43,8 @@ class Steering:
     >>> steering = Steering(weight=1.0, rate=0.1)
     >>> round(steering.towards(0.9, 0.5), 3)  # too many gates are open
     1.105
-    >>> round(steering.towards(0.8, 0.5), 3)  # and now they close fast enough
-    1.105
+    >>> round(steering.towards(0.8, 0.5), 3)  # and now they close faster than can be stopped
+    1.0
     """
 
     weight: float
