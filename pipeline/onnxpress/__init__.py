@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxpress.step import Chain, Only
     from onnxpress.steps.greedy import Greedy
     from onnxpress.steps.iht import Iht
+    from onnxpress.steps.l0 import L0
     from onnxpress.steps.magnitude import Magnitude
     from onnxpress.steps.repair import Repair
     from onnxpress.verdict import Verdict
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "L0",
     "Chain",
     "Greedy",
     "Iht",
@@ -46,6 +48,7 @@ _HOMES = {
     "Greedy": "onnxpress.steps.greedy",
     "Iht": "onnxpress.steps.iht",
     "Job": "onnxpress.job",
+    "L0": "onnxpress.steps.l0",
     "Magnitude": "onnxpress.steps.magnitude",
     "Only": "onnxpress.step",
     "Repair": "onnxpress.steps.repair",

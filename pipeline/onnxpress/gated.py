@@ -96,7 +96,7 @@ class WeightGates:
 
     def noise(self, generator: torch.Generator) -> list[Tensor]:
         """Draw what one sample of all gates is made of."""
-        return [self.gates.noise(at.shape, generator).to(at.device) for at in self.locations]
+        return [self.gates.noise(at.shape, generator, at.device) for at in self.locations]
 
     def through(
         self, values: Mapping[WeightKey, Tensor], noise: Sequence[Tensor] | None
@@ -181,7 +181,7 @@ class UnitGates:
 
     def noise(self, generator: torch.Generator) -> list[Tensor]:
         """Draw what one sample of all gates is made of."""
-        return [self.gates.noise(at.shape, generator).to(at.device) for at in self.locations]
+        return [self.gates.noise(at.shape, generator, at.device) for at in self.locations]
 
     def through(
         self, values: Mapping[WeightKey, Tensor], noise: Sequence[Tensor] | None

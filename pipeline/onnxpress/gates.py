@@ -15,6 +15,8 @@ from torch import Tensor
 
 from onnxpress_adapters.errors import MisuseError
 
+CPU = torch.device("cpu")
+
 SMALLEST = 1e-6
 """Uniform numbers are kept this far from 0 and 1, so that their logits are finite."""
 
@@ -63,14 +65,17 @@ class HardConcrete:
         """
         return log(-self.low / self.high)
 
-    def noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """Draw logistic numbers log u - log(1 - u), on the CPU, so that a GPU sees the same.
+    def noise(
+        self, shape: torch.Size, generator: torch.Generator, device: torch.device = CPU
+    ) -> Tensor:
+        """Draw logistic numbers log u - log(1 - u); u on the CPU, so that a GPU sees the same.
 
         Args:
             shape: of the locations.
             generator: source of chance.
+            device: of the locations.
         """
-        return torch.rand(shape, generator=generator).logit_(SMALLEST)
+        return torch.rand(shape, generator=generator).to(device).logit_(SMALLEST)
 
     def sample(self, location: Tensor, noise: Tensor) -> Tensor:
         """Give a gate for each location: 0 to 1, differentiable in the location.
