@@ -4,8 +4,8 @@
 
 CPU and CUDA side by side, on models built here and on every pair NAME.onnx + NAME.npz in FOLDER:
 a forward pass, a gradient, the layer Hessians, the removal costs of optimal brain surgery, Greedy
-at 80 %, Repair and L0 at 80 %. For each: seconds, the ratio, the floor and how well the results
-agree.
+at 80 %, Repair, L0 at 80 %, and 30 steps of Iht in each of its ways. For each: seconds, the ratio,
+the floor and how well the results agree.
 
 The *floor* is the least time for the operations torch was asked for: each takes the longer of its
 floating-point operations at the rate of a large matrix product and its bytes at the rate of a large
@@ -23,9 +23,10 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ from onnxpress.samples import load_data
 from onnxpress.state import State
 from onnxpress.step import Step
 from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.iht import Iht
 from onnxpress.steps.l0 import L0
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
@@ -214,6 +216,11 @@ def l0(setting: Setting) -> Work:
     return stepped(setting, L0(SPARSITY), setting.state)
 
 
+def iht(setting: Setting, step: Literal["trajectory", "paper", "adam"]) -> Work:
+    """Take steps of hard thresholding down to 80 %."""
+    return stepped(setting, Iht(SPARSITY, rounds=30, step=step, simulations=10), setting.state)
+
+
 def stepped(setting: Setting, step: Step, state: State) -> Work:
     """Run a step and measure d of what it makes."""
     objective = objective_of(setting.problem)
@@ -236,6 +243,9 @@ OPERATIONS: Mapping[str, Callable[[Setting], Work]] = {
     "Greedy at 80 %": greedy,
     "Repair": repair,
     "L0 at 80 %": l0,
+    "Iht, trajectory": partial(iht, step="trajectory"),
+    "Iht, paper": partial(iht, step="paper"),
+    "Iht, adam": partial(iht, step="adam"),
 }
 """By name: what prepares an operation, untimed, and gives the work itself."""
 

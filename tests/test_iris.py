@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from checkout import ROOT, environment
-from iris_iht import HEAD, SLOPE, Level, Study, iterated, level, plotted, row, summary
+from iris_iht import HEAD, Level, Study, iterated, level, plotted, row, summary
 from iris_softmax import PARAMETERS, SLICE, Softmax, has_a_minimum, polished, seeded
+from onnxpress.certificate import SLOPE
 from onnxpress.support import keep_largest_each
 
 TABLE_I = (15, 105, 455, 1365, 3003, 5005, 6435, 6435, 5005, 3003, 1365, 455, 105, 15)

@@ -199,14 +199,16 @@ class _Run:
 
     def __post_init__(self) -> None:
         values, count = self.space.start, self.plan.count
-        self.begun = int((values != 0).sum())
         self.generator = self.problem.generator(f"iht {count} from {self.start}")
         if self.start:
             kept = self.space.keep(torch.rand(len(values), generator=self.generator), count)
             first = torch.where(kept.to(values.device), values, torch.zeros_like(values))
         else:
             first = self.space.project(values, count)
-        self.first = first
+        self.first = self.origin = first
+        if self.plan.gradual and not self.start:  # begin with what there is and the pattern allows
+            self.origin = self.space.project(values, int((values != 0).sum()))
+        self.begun = int((self.origin != 0).sum())
         laid, goal = self.space.laid(first), self.space.goal
         self.began = goal.on_fit(laid)
         self.best = (goal.on_choose(laid), first)
@@ -216,11 +218,6 @@ class _Run:
         """How many full gradient steps the work pays for."""
         cost = self.space.goal.objective.cost
         return min(self.plan.rounds, cost.steps(self.plan.work, len(self.problem.fit[0])))
-
-    @property
-    def origin(self) -> Tensor:
-        """Where the steps begin: a gradual run begins with what there is."""
-        return self.space.start if self.plan.gradual and not self.start else self.first
 
     def around(self, point: Tensor) -> float:
         """Estimate L̂_2s around a point, in the scaled variables."""
@@ -248,11 +245,13 @@ class _Run:
         kept = int((point != 0).sum())
         for place in range(rounds):
             count = plan.count_at(place, rounds, self.begun)
-            if kept <= count and self.is_stable(point, gradient, step):
+            if kept <= plan.count and self.is_stable(point, gradient, step):
                 self.ended = "stable"
                 break
             limit = value if kept <= count else inf
             moved, level, halved = self._shorter(point, gradient, step, count, limit)
+            if moved is None and count > plan.count:
+                continue  # there is nothing to gain here, but entries are still to leave
             self.halvings += halved
             if moved is None:
                 self.ended = "stalled"
@@ -290,7 +289,7 @@ class _Run:
         lowest = (self.began, self.first)
         for place in range(rounds):
             count = plan.count_at(place, rounds, self.begun)
-            if kept <= count and self.is_stable(point, gradient, step):
+            if kept <= plan.count and self.is_stable(point, gradient, step):
                 self.ended = "stable"
                 break
             old, before, level = point, gradient, value

@@ -161,7 +161,8 @@ def test_a_quadratic_is_followed_to_an_ht_stable_point(step: str) -> None:
 
 def test_the_support_path_leads_from_the_first_support_to_the_last() -> None:
     case, _, _ = linear_case()
-    found = Iht(0.5, rounds=40, metric="euclidean").solution(case.state, case.problem)
+    step = Iht(0.5, rounds=40, metric="euclidean", gradual=0.0)
+    found = step.solution(case.state, case.problem)
     assert found.support(0).equal(found.first)
     for place, visit in enumerate(found.path, start=1):
         before, after = found.support(place - 1), found.support(place)
@@ -191,7 +192,7 @@ def test_a_gradual_run_lowers_the_count_along_a_cube() -> None:
     assert counts == [20 + round(80 * (1 - k / 5) ** 3) for k in range(1, 6)] + [20] * 5
     assert [plan.count_at(place, 10, 15) for place in range(3)] == [20] * 3
     case = case_of(MODELS["mlp"](), effort=0.02)
-    found = Iht(0.9, rounds=20, gradual=0.5).solution(case.state, case.problem)
+    found = Iht(0.9, rounds=20).solution(case.state, case.problem)
     kept = [visit.kept for visit in found.path]
     assert kept == sorted(kept, reverse=True)
     assert kept[0] > kept[-1] == found.count
