@@ -110,18 +110,22 @@ class Rounds:
         Raises:
             StepError: more than it may.
         """
-        free = sorted(state.free)
         samples, kept = len(objective.problem.fit[0]), state.kept
-        macs = exact_macs(objective, state.tensors, free)
-        one = sum(state.weights[key].nonzeros * macs[key] for key in free) * samples
-        scan = WIDE * one / MACS_PER_UNIT
+        rounds = -(-(kept - goal) // self.per_round)
         mend = objective.cost.effort * self.between.work
         mend *= 2 if self.between.method == "auto" else 1
-        rounds = -(-(kept - goal) // self.per_round)
+        scan = 0.0
+        if rounds * mend / 3600 <= self.hours:  # else the repairs alone say no, whatever the size
+            free = sorted(state.free)
+            macs = exact_macs(objective, state.tensors, free)
+            one = sum(state.weights[key].nonzeros * macs[key] for key in free) * samples
+            scan = WIDE * one / MACS_PER_UNIT
         hours = rounds * (scan * (1 + goal / kept) / 2 + mend) / 3600
+        each = f", about {scan:.2g} s of one core" if scan else ""
+        many = "1 round with a repair" if rounds == 1 else f"{rounds:,} rounds with repairs"
         told = (
-            f"every one of {kept:,} neighbours is measured on {samples:,} samples, about "
-            f"{scan:.2g} s of one core, in {rounds:,} rounds with repairs: about {hours:.2g} h"
+            f"every one of {kept:,} neighbours is measured on {samples:,} samples{each}, in {many}: "
+            f"about {hours:.2g} h"
         )
         if hours <= self.hours:
             return told

@@ -37,7 +37,7 @@ RESHAPES = frozenset({"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 
 PRODUCTS = frozenset({"MatMul", "Gemm"})
 
-CHUNK, DEVICE_CHUNK = 1 << 18, 1 << 25
+CHUNK, DEVICE_CHUNK = 1 << 17, 1 << 25
 """Entries of intermediate results at a time, on a CPU, in whose cache they stay, and on a GPU."""
 
 CHANGES = 1 << 22

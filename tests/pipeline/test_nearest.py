@@ -277,13 +277,19 @@ def test_what_would_take_too_long_is_said_and_not_begun() -> None:
     with pytest.raises(StepError) as raised:
         step(case.state, case.problem)
     told = str(raised.value)
-    assert told.startswith("every one of 640 neighbours is measured on 192 samples, about ")
-    assert "in 576 rounds with repairs: about 0.64 h, and 0.01 h are allowed;" in told
+    assert told.startswith(
+        "every one of 640 neighbours is measured on 192 samples, in 576 rounds with repairs: about "
+        "0.64 h, and 0.01 h are allowed; "
+    )
+    assert "ways" not in case.problem.memo  # nothing was run to say so
     for way in ("score: predicted", "per_round", "--include", "fewer samples", "more hours"):
         assert way in told
     quick = Greedy(0.1, score="exact", per_round=64, between=Repair("lbfgs", work=0.01), hours=0.01)
     after = quick(case.state, case.problem)
-    assert after.log[0].startswith("every one of 640 neighbours is measured on 192 samples")
+    assert after.log[0].startswith("every one of 640 neighbours is measured on 192 samples, about ")
+    slow = Greedy(0.1, score="exact", per_round=64, between=Repair("lbfgs", work=0.0), hours=1e-9)
+    with pytest.raises(StepError, match=r" s of one core, in 1 round with a repair: about .* all"):
+        slow(case.state, replace(case.problem, memo={}))
 
 
 def test_it_refuses_what_it_cannot_do() -> None:
