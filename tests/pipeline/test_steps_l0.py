@@ -128,7 +128,8 @@ def test_units_close_whole() -> None:
 def test_the_loss_of_a_task() -> None:
     """Labels of another linear map on the first two of four inputs: the others' gates close."""
     generator = torch.Generator().manual_seed(0)
-    inputs, other = torch.randn(192, 1, 4, generator=generator), torch.randn(2, 3)
+    inputs = torch.randn(192, 1, 4, generator=generator)
+    other = torch.randn(2, 3, generator=generator)
     case = case_of(linear_model(np.ones((4, 3))), [inputs], effort=0.2)
     labels = (inputs[:, 0, :2] @ other).argmax(1)
     problem = replace(case.problem, labels=(labels, labels), memo={})
@@ -140,8 +141,9 @@ def test_the_loss_of_a_task() -> None:
     answers = inputs[:, 0] @ after.weights[key("w")].values
     assert (answers.argmax(1) == labels).double().mean() > 0.9
     assert "L0 by the cross-entropy of 'y', taken for logits: 6 of 12 gates stay" in after.log[0]
-    assert "Repair(method='adam'" in after.log[1]
-    assert "objective='cross-entropy'" in after.log[1]
+    assert after.log[1].startswith("L0: cross-entropy 1.1 -> ")
+    assert "Repair(method='adam'" in after.log[2]
+    assert "objective='cross-entropy'" in after.log[2]
 
 
 # What drives it
@@ -295,12 +297,16 @@ steps:
 def test_labels_from_the_command_line(tmp_path: Path) -> None:
     recipe = """
 steps:
+  - magnitude: {sparsity: 0.2}
   - l0: {penalty: 0.2, objective: cross-entropy, work: 1, settle: {work: 0.1}}
+  - iht: {sparsity: 0.6, rounds: 5, objective: cross-entropy}
+  - repair: {work: 0.2, objective: cross-entropy}
 """
     report = pressed(tmp_path, recipe, "--labels", str(tmp_path / "l.csv"), "--seed", "1")
     log = "\n".join(report["log"])  # type: ignore[arg-type]
     assert "L0 by the cross-entropy of 'y', taken for logits" in log
     assert "penalty weight 0.2" in log
+    assert report["sparsity"] >= 0.6  # type: ignore[operator]
 
 
 def test_a_task_without_labels(tmp_path: Path) -> None:

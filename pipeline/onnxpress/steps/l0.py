@@ -51,7 +51,8 @@ they have a way to go."""
 LARGEST_RATE = 0.3
 
 ABOVE = 1.02
-"""How much above it: gates that are closed at the end lose less than gates opened again gain."""
+"""By how much the share that is steered to lies above the one asked for: the gates that are closed
+at the end cost less than gates that are opened again gain."""
 
 PACE = 16.0
 """By how much the logarithm of the wanted share can fall in all steps, where a loss leads it."""
@@ -80,7 +81,8 @@ class L0:
     Where the paper trains a fresh network for 10⁵ steps, this begins with a trained one and has a
     few hundred. So the gates of small entries begin nearer to closing (``start: even`` is the
     paper's way), the penalty weight finds itself where a sparsity is given, and what stays is
-    repaired with the gates settled (``settle: {work: 0}`` leaves that out).
+    repaired with the gates settled (``settle: {work: 0}`` leaves that out). A gate takes as much
+    memory as a weight in a repair.
 
     Attributes:
         sparsity: share of zeros over the free weights, 0 to 1, towards which the penalty is driven
@@ -106,8 +108,8 @@ class L0:
 
     Source:
         Louizos, Welling & Kingma 2018, equations 9 to 13 and, for L2, appendix A;
-        seeds/l0_regularization_notes.md, "Derivable l0 norm" steps 6 to 10 and "On to hard-concrete
-        distributions".
+        seeds/l0_regularization_notes.md, "Derivation of derivable l0 norm", steps 6 to 10, and "On
+        to hard-concrete distributions".
 
     >>> L0(sparsity=0.9).is_bounded, L0(penalty=0.1).is_bounded
     (True, True)
@@ -171,7 +173,7 @@ class L0:
         measure = objective_of(problem).measure_choose
         point = Movable.of(state, problem, extras=self.extras)
         gated = self._gated(state, problem, point)
-        before = measure(state.tensors).value
+        before, loss = measure(state.tensors).value, goal.on_choose(state.tensors)
         trained = self._train(problem, goal, point, gated, count)
         with torch.no_grad():
             expected = float(sum(chance.sum() for chance in gated.chances().values()))
@@ -187,6 +189,9 @@ class L0:
             f"under sampled gates {trained.loss:.3g}, {trained.steps} steps; d {before:.3g} -> "
             f"{after:.3g} on choose"
         )
+        if self.objective != "distance":
+            settled = goal.on_choose(found.tensors)
+            found = found.noted(f"L0: {self.objective} {loss:.3g} -> {settled:.3g} on choose")
         if self.within is not None and trained.loss > self.within:
             found = found.noted(
                 f"L0: the loss under sampled gates never came within {self.within:g}; allow more, "
