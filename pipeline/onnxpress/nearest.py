@@ -124,8 +124,8 @@ class Rounds:
         each = f", about {scan:.2g} s of one core" if scan else ""
         many = "1 round with a repair" if rounds == 1 else f"{rounds:,} rounds with repairs"
         told = (
-            f"every one of {kept:,} neighbours is measured on {samples:,} samples{each}, in {many}: "
-            f"about {hours:.2g} h"
+            f"every one of {kept:,} neighbours is measured on {samples:,} samples{each}, in {many}"
+            f": about {hours:.2g} h"
         )
         if hours <= self.hours:
             return told
