@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from onnxpress.gates import HardConcrete
 from onnxpress.recipe import STEPS, Recipe, dump_recipe, json_schema, load_recipe
 from onnxpress.search import Search
 from onnxpress.step import Chain, Only
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
+from onnxpress.steps.l0 import L0
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store
@@ -71,6 +73,9 @@ def test_steps_read(tmp_path: Path) -> None:
         Chain((Only("a: [b]", Chain((Magnitude(sparsity=0.5), Magnitude(scope="global")))),)),
         Chain((Greedy(pattern="2:4"), Magnitude(pattern="rows:8"), Iht(pattern="block:2x3"))),
         Chain((Search(Chain((Greedy(), Repair())), floor=0.25, deadline=None),)),
+        Chain(
+            (L0(penalty=0.5, gates="unit", distribution=HardConcrete(0.5)), L0(0.9, within=None))
+        ),
         Chain((Only("a", Store("fp16")), Store("palette", entries=256, feedback=False))),
         Chain(()),
     ],
@@ -91,6 +96,15 @@ def test_a_step_recipes_do_not_know_cannot_be_written() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "steps: [l0: {sparsity: 0.5, penalty: 1.0}]",
+            "L0 is told by sparsity and by penalty how far to go; keep one",
+        ),
+        (
+            "steps: [l0: {distribution: {low: 0.1}}]",
+            "HardConcrete(temperature=0.6666666666666666, low=0.1, high=1.1) is no gate: its "
+            "temperature lies above 0, and the interval reaches from below 0 to above 1",
+        ),
         (
             "steps: [greedy: {sparsty: 0.5}]",
             "steps[0].greedy: unknown key 'sparsty'; did you mean 'sparsity'? "
@@ -189,6 +203,7 @@ def test_settings_are_those_of_a_job(tmp_path: Path) -> None:
         flips: 0.005
         sparsity: 5e-1
         data: inputs
+        labels: y.csv
         domain: ["x=uniform:lo.npy,1", "y=ball:2"]
         include: conv*
         output: [logits=2%]
@@ -207,6 +222,7 @@ def test_settings_are_those_of_a_job(tmp_path: Path) -> None:
         "flips": "0.005",
         "sparsity": 0.5,
         "data": tmp_path / "inputs",
+        "labels": tmp_path / "y.csv",
         "domain": (f"x=uniform:{tmp_path / 'lo.npy'},1", "y=ball:2"),
         "include": ("conv*",),
         "output": ("logits=2%",),
