@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from models import MODELS, Case, case_of, key, linear_model
 from onnxpress import descent
 from onnxpress.objective import objective_of
 from onnxpress.problem import Problem
+from onnxpress.recipe import dump_recipe, load_recipe
 from onnxpress.state import State
-from onnxpress.step import Step
+from onnxpress.step import Chain, Step
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.task import goal_of
@@ -283,3 +285,27 @@ def test_a_task_is_descended_on() -> None:
     assert bool(support[0].all())  # the one input that matters
     with pytest.raises(MisuseError, match="give --labels"):
         Iht(0.5, objective="mse")(case.state, case.problem)
+
+
+def test_it_takes_its_place_in_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        """
+steps:
+  - magnitude: {sparsity: 0.3}
+  - l0: {sparsity: 0.5, work: 1.0}
+  - iht: {sparsity: 0.7, scope: layer, step: adam, rounds: 20, gradual: 0.25, restarts: 1}
+  - iht: {sparsity: 0.7, step: paper, rounds: 3, simulations: 2, slope: 1e-4, metric: gauss-newton}
+  - repair: {work: 1.0}
+"""
+    )
+    chain = load_recipe(path).steps
+    assert isinstance(chain, Chain)
+    case = case_of(MODELS["mlp"](), effort=0.02)
+    after = chain(case.state, case.problem)
+    assert after.sparsity >= 0.7
+    told = "\n".join(after.log)
+    assert "from random sparse pairs" in told
+    assert "around the point given" in told
+    path.write_text(dump_recipe(chain))
+    assert load_recipe(path).steps == chain
