@@ -70,7 +70,8 @@ def exact_rises(
         inputs = [value[start:stop] for value in fit]
         with torch.no_grad():
             met = Met.of(precise, laid, inputs, _wanted(precise, start, stop), samples)
-            return {} if met is None else {key: way.rises(met) for key, way in ways.items()}
+            assert met is not None  # or there would be no ways
+            return {key: way.rises(met) for key, way in ways.items()}
 
     for some in objective.batch.parts(samples, part) if ways else ():
         for key, rise in some.items():
@@ -129,8 +130,9 @@ def ways_of(
         layers = {layer.key: layer for layer in precise.problem.network.layers}
         few = [value[:PROBES] for value in precise.problem.fit]
         wanted = _wanted(precise, 0, PROBES)
+        shared = precise.problem.network.batching.shares(precise.problem.fit)
         with torch.no_grad():
-            met = Met.of(precise, tensors, few, wanted, len(few[0]))
+            met = Met.of(precise, tensors, few, wanted, len(few[0])) if shared else None
             for key in missing:
                 way = None if met is None or key not in layers else Way.of(met.whole, layers[key])
                 holds = met is not None and way is not None and _holds(way, met, precise, few)
