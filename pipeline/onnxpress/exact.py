@@ -130,9 +130,10 @@ def ways_of(
         layers = {layer.key: layer for layer in precise.problem.network.layers}
         few = [value[:PROBES] for value in precise.problem.fit]
         wanted = _wanted(precise, 0, PROBES)
-        shared = precise.problem.network.batching.shares(precise.problem.fit)
         with torch.no_grad():
-            met = Met.of(precise, tensors, few, wanted, len(few[0])) if shared else None
+            met = Met.of(precise, tensors, few, wanted, len(few[0]))
+            if met is not None and not precise.problem.network.batching.shares(precise.problem.fit):
+                met = None  # a setting that is the same in these few, and not in all
             for key in missing:
                 way = None if met is None or key not in layers else Way.of(met.whole, layers[key])
                 holds = met is not None and way is not None and _holds(way, met, precise, few)
