@@ -34,7 +34,8 @@ class Whole:
         weights: what it ran with.
         values: every value of the main graph by name.
         rows: samples, all of them along the first axis of what depends on them.
-        varying: names of the values that depend on the inputs.
+        varying: names of the values that depend on the inputs, but for settings that all samples
+            share.
     """
 
     network: Network
@@ -72,7 +73,12 @@ class Whole:
                 return None  # a feed holds several samples of its own
             given[name] = working(value) if isinstance(value, Tensor) else value
         run = _run(network, weights, rows)
-        return cls._ran(run, network, weights, given, rows)
+        laid = [
+            name
+            for name, axis in zip(main.inputs, batching.input_axes, strict=True)
+            if axis is not None
+        ]
+        return cls._ran(run, network, weights, given, rows, laid)
 
     @classmethod
     def alone(
@@ -90,7 +96,7 @@ class Whole:
             name: working(value) if isinstance(value, Tensor) else value
             for name, value in zip(network.program.main.inputs, feed, strict=True)
         }
-        return cls._ran(run, network, weights, given, 1)
+        return cls._ran(run, network, weights, given, 1, network.program.main.inputs)
 
     @classmethod
     def _ran(
@@ -100,12 +106,13 @@ class Whole:
         weights: Mapping[WeightKey, Tensor],
         given: Values,
         rows: int,
+        laid: Sequence[str],
     ) -> Whole:
         main = network.program.main
         values = {**_constants(main, weights), **given}
         for instruction in main.instructions:
             run.step(main, instruction, values, None)
-        return cls(network, weights, values, rows, _downstream(main, main.inputs))
+        return cls(network, weights, values, rows, _downstream(main, laid))
 
     def tensor(self, name: str) -> Tensor | None:
         """Give a value that has a row for every sample, None for any other."""

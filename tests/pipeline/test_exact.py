@@ -196,6 +196,27 @@ def test_a_loop_is_measured_as_it_is() -> None:
     compare(replace(case, problem=problem), case.state, sorted(case.state.free))
 
 
+def test_a_setting_that_is_not_the_same_in_all_samples_is_seen() -> None:
+    constants = normal(17, w=(8, 6), v=(6, 2))
+    nodes = [
+        node("MatMul", "x w", "h1"), node("Relu", "h1", "h2"), node("Cast", "rate", "r", to=11),
+        node("Cast", "r", "f", to=1), node("Mul", "h2 f", "h3"), node("MatMul", "h3 v", "y"),
+    ]  # fmt: skip
+    made = graph_model([*nodes[:2], node("MatMul", "h2 v", "y")], constants, ("N", 8))
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    made.graph.input.append(helper.make_tensor_value_info("rate", TensorProto.INT64, [1]))
+    x = torch.randn(40, 1, 8, generator=torch.Generator().manual_seed(0))
+    rate = torch.ones(40, 1, dtype=torch.int64)
+    for last, ways in ((1, True), (3, False)):
+        rate[20:] = last
+        case = case_of(made, [x, rate])
+        compare(case, case.state, sorted(case.state.free))
+        known = case.problem.memo["ways"]
+        assert isinstance(known, dict)
+        assert [way is not None for way in known.values()] == [ways] * 2
+
+
 def test_what_no_judged_output_sees_has_no_rise() -> None:
     case = case_of(two_headed_model(), judged=[0])
     objective = objective_of(case.problem)
