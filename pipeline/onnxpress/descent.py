@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 Ended = Literal["stable", "rounds", "stalled", "diverged"]
 
 HALVINGS = 12
-GROWTH = 1.3
-"""How much longer the next step may be after one that was accepted at once."""
+GROWTH = 4.0
+"""How much longer the next step may be after one that was accepted at once: it is held to one over
+the curvature just met as well, and what it begins with can be ten times too careful."""
 
 PAIRS, POWER_ROUNDS = 2, 4
 """Of the estimate around the first point: it only has to be about right, the way corrects it."""
@@ -239,7 +240,8 @@ class _Run:
         """Take γ from the way: one over the curvature met, halved until f falls."""
         space, plan, rounds = self.space, self.plan, self.full_rounds
         smoothness = self.around(self.first)
-        step = 1.0 / max(smoothness, 1e-30)
+        # Where f is flat, or not finite, around the first point, any length may be tried.
+        step = 1.0 / smoothness if 0 < smoothness < inf else 1.0
         point = self.origin
         value, gradient = space.descent(point)
         kept = int((point != 0).sum())
