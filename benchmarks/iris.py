@@ -57,6 +57,12 @@ where it does not, they take 500 more steps and are finished again. *With a mini
 loss has a smallest value on the run's support, which a linear programme decides (Albert & Anderson
 1984). Where it has none (a support that can tell setosa from the rest is enough) it falls for ever,
 and the run ends on the way, with slopes as small as asked for: these are *the rest*."""
+DIFFER = """## What the paper says of its curves, and ours
+
+The training loss stands at the wanted 0.05 from s = 10 on, and both accuracies are steady from
+there, as the paper has it. Ours differ in the test loss, which is not settled at s = 5 but goes on
+falling until s = 10; in the test accuracy, which gains three points more between s = 5 and s = 8;
+and in the learning rate, which falls with s where the paper's rises (see the end)."""
 RATES = """## The learning rate
 
 Mean γ over the runs, by what the paper leaves open: how first values are drawn, and how many pairs
@@ -131,7 +137,7 @@ def requirements(
             min(holds, later) >= 0.99,
         ),
         (
-            "at convergence max|g_S| ≤ 1e-5 as well where the loss has a minimum",
+            r"at convergence max\|g_S\| ≤ 1e-5 as well where the loss has a minimum",
             f"{share(slopes <= SLOPE):.2%} of {len(slopes):,} runs, at most {slopes.max():.1e}; of "
             f"the {len(rest):,} others {share(rest <= SLOPE):.2%}",
             share(slopes <= SLOPE) == 1.0,
@@ -196,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     required = requirements(stopped, converged, study.stop)
     head = (
         "s", "train loss", "test loss", "test right", "alone ≤ 1e-5", "(8) holds",
-        "with a minimum", "of these ≤ 1e-5", "of the rest ≤ 1e-5", "largest max|g_S|", "seconds",
+        "with a minimum", "of these ≤ 1e-5", "of the rest ≤ 1e-5", "largest slope", "seconds",
     )  # fmt: skip
     must = [[what, found, "yes" if held else "NO"] for what, found, held in required]
     pieces = [
@@ -204,8 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where("torch", "scipy", "sklearn"),
         table(("must hold", "measured", "holds"), must),
         f"## To the training loss\n\n{summary(list(stopped.values()), study)}\n\n{LEGEND}.",
-        table(HEAD, [row(found, dense, study) for found in stopped.values()]),
-        "## What the paper says of its curves, and ours",
+        table(
+            [name.replace("|", r"\|") for name in HEAD],
+            [row(found, dense, study) for found in stopped.values()],
+        ),
+        DIFFER,
         table(("the paper", "here"), differences(stopped)),
         CONVERGED,
         summary(list(converged.values()), further),

@@ -298,11 +298,12 @@ class _Run:
             point = self.stepped(old, before, step, count)
             value, gradient = space.descent(point)
             sound = isfinite(value) and bool(gradient.isfinite().all())
+            if sound:
+                self.turn(point, old, gradient, before)
             if not sound or value > BLOWN * began:
                 self.ended = "diverged"
                 break
             self.rises += kept <= count and value > level * (1 + RISE)
-            self.turn(point, old, gradient, before)
             self.note(old, point, value, step)
             kept = self.path[-1].kept
             if kept <= plan.count and value < lowest[0]:

@@ -58,7 +58,7 @@ class Iht:
             random sparse pairs, fixed. ``adam``: Adam's steps on drawn batches.
         gradual: share of the rounds over which the number of entries falls to s, 0 to 1. None for 0
             with the paper's steps, which begin at s, and a half else: at 95 % zeros that brought d
-            of a trained perceptron from .046 to .005 (benchmarks/iht.md).
+            of a trained perceptron from .014 to .0042 (benchmarks/iht.md).
         restarts: how many more runs begin on a random support; the best on the choose set wins.
         rate: of ``adam``: its first step, as a share of each weight's root mean square.
         batch: of ``adam``: samples per step, at most.
