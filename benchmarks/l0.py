@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if zoo is None:
         return 0
     if options.zoo:
-        publish(zoo_page(zoo, options.zoo.split(",")), options.out)
+        publish(zoo_page(zoo_rows(zoo, options.zoo.split(","))), options.out)
         return 0
     text, met = lenet_page(options.seeds)
     publish(text, options.out)
@@ -240,14 +240,26 @@ def samples_apart() -> float:
     return abs(counted / float(gates.chance(locations).double().sum()) - 1)
 
 
-def zoo_page(zoo: ModuleType, names: Sequence[str]) -> str:
-    """Lay out what was found on zoo models."""
+def zoo_rows(zoo: ModuleType, names: Sequence[str]) -> list[list[str]]:
+    """Press zoo models in every way."""
     rows = []
     for name in names:
         for sparsity in ZOO_SPARSITIES:
             for way, chain in zoo_ways(sparsity).items():
                 rows.append([name, f"{sparsity:.0%}", way, *pressed(zoo, name, chain)])
-                print(*rows[-1], file=sys.stderr, flush=True)
+                print("\t".join(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def zoo_page(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out what was found on zoo models."""
+    distances = {tuple(row[:3]): float(row[3]) for row in rows}
+    cells = sorted({key[:2] for key in distances})
+    magnitude, ours, greedy = (
+        [distances[*cell, way] for cell in cells] for way in zoo_ways(ZOO_SPARSITIES[0])
+    )
+    closer = sum(a < b for a, b in zip(ours, magnitude, strict=True))
+    closest = sum(a < b for a, b in zip(ours, greedy, strict=True))
     pieces = [
         "# L0 beside magnitude and Greedy on published networks",
         where("torch", "onnxruntime", "numpy"),
@@ -258,6 +270,10 @@ def zoo_page(zoo: ModuleType, names: Sequence[str]) -> str:
         "all of them for the repair, and Greedy its own work besides. The seconds are those of a "
         "machine with other work to do.",
         table(("model", "zeros", "way", "distance", "score", "seconds"), rows),
+        f"L0 is closer to the original than magnitude in {closer} of {len(cells)} cases, and "
+        f"closer than Greedy in {closest}: to learn by sampling which gates to close takes more "
+        "steps than a press has, and curvature says it at once. It is the step for labels and for "
+        "penalties.",
     ]
     return "\n\n".join(pieces)
 
