@@ -62,13 +62,13 @@ DIFFER = """## What the paper says of its curves, and ours
 The training loss stands at the wanted 0.05 from s = 10 on, and both accuracies are steady from
 there, within a point, as the paper has it. Ours differ in the test loss, which is not settled at
 s = 5 but goes on falling until s = 11; in the test accuracy, which gains three points more between
-s = 5 and s = 8; and in the learning rate, which falls with s where the paper's rises (see below)."""
+s = 5 and s = 8; and in the learning rate, which falls with s where theirs rises (see below)."""
 RATES = """## The learning rate
 
 Mean γ over the runs, by what the paper leaves open: how first values are drawn, and how many pairs
 L̂_2s is the largest of. The paper says that rates rise with s. They do with standard normal values
 and with few pairs: large scores flatten a softmax, and more entries make larger scores. With
-torch's small values and many pairs what is left is that more entries have more curvature to find."""
+torch's small values and many pairs what is left is that more entries find more curvature."""
 
 
 def rates(study: Study) -> list[list[str]]:
