@@ -45,6 +45,9 @@ SLOWER = 1.03
 RIVAL_SHARE = 0.5
 RIVALS = ("structured", "structured_wanda")
 MOST_TOLERANCE = 0.5
+ROUNDING = 1e-6
+"""A distance that is no more than this is none: kernels of other sizes add up in another order."""
+
 ROUGH_ROUNDS = 20
 NEARER = 0.9
 """Share of a rival's distance that ours gets as its tolerance."""
@@ -166,7 +169,7 @@ class Shop:
         if self.again:
             self.cache.file(cell).unlink(missing_ok=True)
         # Within a tolerance that means something if that is fast enough, else within the rival's.
-        least = NEARER * min(near, default=0.0)
+        least = max(NEARER * min(near, default=0.0), ROUNDING)
         for tolerance in sorted({min(MOST_TOLERANCE, least), least}) if near else ():
             row = self.timed(name, ROUGH_ROUNDS)
             behind = row is None or any(line[-1] != "yes" for line in rivals(row))
@@ -257,7 +260,7 @@ def tables(rows: Sequence[Timed]) -> tuple[str, bool]:
         "A file that has all of the original's weights counts as equally fast.",
         f"## Beside onnxsim with {RIVAL_SHARE:.0%} of the channels gone",
         table(RIVAL_HEAD, beside),
-        "Times are shares of the original's. A model is not listed where onnxsim wrote no valid "
+        f"Times are shares of the original's; distances below {ROUNDING:g} are rounding. A model is not listed where onnxsim wrote no valid "
         "file or one that answers exactly as the original.",
     ]
     return "\n\n".join(text), all(met for *_, met in claims)
@@ -299,9 +302,9 @@ def rivals(row: Timed) -> list[tuple[str, ...]]:
             for side, cell in row.cells.items()
             if side in ("fastest", "beside") and side in row.seconds
         ]
-        if row.share(method) >= 1:  # the original is as fast, at no distance at all
+        if row.share(method) * SLOWER >= 1:  # the original is as fast, at no distance at all
             ours.append((1.0, 0.0, 0.0))
-        nearer = [one for one in ours if one[1] < theirs["distance"]]
+        nearer = [one for one in ours if one[1] < max(theirs["distance"], ROUNDING)]
         best = min(nearer or ours, default=None)
         if best is None:
             cells = ("-", "-", "-", "no")
