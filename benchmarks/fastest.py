@@ -260,8 +260,8 @@ def tables(rows: Sequence[Timed]) -> tuple[str, bool]:
         "A file that has all of the original's weights counts as equally fast.",
         f"## Beside onnxsim with {RIVAL_SHARE:.0%} of the channels gone",
         table(RIVAL_HEAD, beside),
-        f"Times are shares of the original's; distances below {ROUNDING:g} are rounding. A model is "
-        "not listed where onnxsim wrote no valid file or one that answers exactly as the original.",
+        f"Times are shares of the original's; distances below {ROUNDING:g} are rounding. A model "
+        "is not listed where onnxsim wrote no valid file or one that answers exactly as the original.",
     ]
     return "\n\n".join(text), all(met for *_, met in claims)
 
