@@ -47,9 +47,6 @@ SMALLER: Mapping[str, Prune] = {
     "structured": lambda sim, model, share, feeds: sim.apply_structured_pruning(
         model, sparsity=share
     ),
-    "structured_global": lambda sim, model, share, feeds: sim.apply_structured_pruning(
-        model, sparsity=share, global_sparsity=True
-    ),
     "structured_wanda": lambda sim, model, share, feeds: sim.apply_structured_wanda_pruning(
         model, calibration_data=feeds, sparsity=share
     ),
@@ -57,7 +54,7 @@ SMALLER: Mapping[str, Prune] = {
 """Methods that take channels out: the share is one of channels."""
 
 NAMES = (*METHODS, *(f"{FIRST}{name}" for name in METHODS))
-BLIND = frozenset({"magnitude", "magnitude_global", "structured", "structured_global"})
+BLIND = frozenset({"magnitude", "magnitude_global", "structured"})
 """Methods that look at no inputs."""
 
 

@@ -117,8 +117,9 @@ class Whole:
     def tensor(self, name: str) -> Tensor | None:
         """Give a value that has a row for every sample, None for any other."""
         value = self.values.get(name)
-        is_rows = isinstance(value, Tensor) and value.ndim and len(value) == self.rows
-        return value if is_rows and name in self.varying else None  # type: ignore[return-value]
+        if name not in self.varying or not isinstance(value, Tensor) or not value.ndim:
+            return None
+        return value if len(value) == self.rows else None
 
 
 @dataclass(frozen=True, eq=False)

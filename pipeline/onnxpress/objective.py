@@ -180,6 +180,7 @@ class Objective:
         leaves: Sequence[Tensor],
         inputs: Sequence[Tensor],
         wanted: Sequence[Tensor] | None,
+        of: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
     ) -> float:
         """Give the loss over samples, and leave its gradient in ``grad`` of the leaves.
 
@@ -188,15 +189,16 @@ class Objective:
                 part of the samples that fits into memory.
             leaves: what they are made of.
             inputs: one per graph input, ``[samples, *feed shape]``.
-            wanted: what the reference network answers, where that is known.
+            wanted: what they should give; None to ask the reference network.
+            of: the loss, a mean over the samples it is given; d unless given.
         """
-        samples = len(inputs[0])
+        samples, mean = len(inputs[0]), self.loss if of is None else of
 
         def loss(start: int, stop: int) -> Tensor:
             part = [value[start:stop] for value in inputs]
             known = wanted and [value[start:stop] for value in wanted]
             answers = known or self.reference(part)
-            return self.loss(self.outputs(laid(), part), answers) * ((stop - start) / samples)
+            return mean(self.outputs(laid(), part), answers) * ((stop - start) / samples)
 
         return accumulate(self.batch, leaves, samples, loss)
 

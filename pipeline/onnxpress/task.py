@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxpress.drawing import Drawing
-from onnxpress.memory import accumulate
 from onnxpress.objective import Objective, objective_of
 from onnxpress.search import Search
 from onnxpress.step import Chain, Only, Step
@@ -154,16 +153,7 @@ class Goal:
             inputs: one per graph input, ``[samples, *feed shape]``.
             wanted: what they should give; None to ask the original network.
         """
-        samples = len(inputs[0])
-
-        def loss(start: int, stop: int) -> Tensor:
-            part = [value[start:stop] for value in inputs]
-            answers = self._wanted(part, wanted, start, stop)
-            return self.loss(self.objective.outputs(laid(), part), answers) * (
-                (stop - start) / samples
-            )
-
-        return accumulate(self.objective.batch, leaves, samples, loss)
+        return self.objective.push(laid, leaves, inputs, wanted, self.loss)
 
     def _mean(
         self,
