@@ -121,7 +121,8 @@ def told(found: tuple[list[list[str]], bool]) -> tuple[list[list[str]], bool]:
 
 def digits() -> np.ndarray:
     """Give the images of the examples, one to a feed."""
-    return np.load(ROOT / "examples" / "digits_train.npz")["image"][:, None]  # type: ignore[no-any-return]
+    images: np.ndarray = np.load(ROOT / "examples" / "digits_train.npz")["image"]
+    return images[:, None]
 
 
 def perceptron(sizes: Sequence[int], activation: str, seed: int, *, images: bool) -> ModelProto:

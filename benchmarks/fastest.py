@@ -33,7 +33,7 @@ from onnxpress_exporters.densify import densify
 from pruning_cells import Cache, Cell, rival_in
 from pruning_ours import run_command
 from rivals import SMALLER
-from tables import ROOT, load_zoo, publish, table, where
+from tables import ROOT, chosen_models, load_zoo, publish, table, where
 from timing import interleaved
 from zoo_measures import calibration_count, save_calibration, worth, zeros_and_elements
 
@@ -100,12 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     zoo = load_zoo()
     if zoo is None:
         return 0
-    names = [entry.name for entry in zoo.entries()]
-    chosen = options.models.split(",") if options.models else names
-    if odd := set(chosen) - set(names):
-        parser.error(f"there is no {', '.join(sorted(odd))}; there are {', '.join(names)}")
+    chosen = chosen_models(parser, zoo, options.models)
     shop = Shop(zoo, Cache(options.cache), options.rival_python, again=options.again)
-    chosen = [n for n in chosen if zeros_and_elements(read_model(zoo.entry(n).path))[1]]
+    chosen = tuple(n for n in chosen if zeros_and_elements(read_model(zoo.entry(n).path))[1])
     if not options.no_runs:
         for name in chosen:
             shop.press(name)

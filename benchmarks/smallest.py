@@ -33,7 +33,7 @@ import onnx
 
 from onnxpress_adapters.read import read_model
 from pruning_cells import SOURCES, Cache, Cell
-from tables import ROOT, load_zoo, publish, table, where
+from tables import ROOT, chosen_models, load_zoo, publish, table, where
 from zoo_measures import save_calibration, worth, zeros_and_elements
 
 TOLERANCE = "1%"
@@ -60,10 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     zoo = load_zoo()
     if zoo is None:
         return 0
-    names = [entry.name for entry in zoo.entries()]
-    chosen = options.models.split(",") if options.models else names
-    if odd := set(chosen) - set(names):
-        parser.error(f"there is no {', '.join(sorted(odd))}; there are {', '.join(names)}")
+    chosen = chosen_models(parser, zoo, options.models)
     cache, side = Cache(options.cache), "frozen" if options.freeze else "smallest"
     rows = {}
     for name in chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
@@ -44,6 +45,23 @@ def load_zoo() -> ModuleType | None:
     if str(ZOO) not in sys.path:
         sys.path.insert(0, str(ZOO))
     return import_module("zoo")
+
+
+def chosen_models(
+    parser: argparse.ArgumentParser, zoo: ModuleType, given: str | None
+) -> tuple[str, ...]:
+    """Name the zoo's models a command line asks for; it ends where one is unknown.
+
+    Args:
+        parser: of the command line.
+        zoo: as ``load_zoo`` gives it.
+        given: names, separated by commas; None for all.
+    """
+    names = tuple(str(entry.name) for entry in zoo.entries())
+    chosen = names if given is None else tuple(filter(None, given.split(",")))
+    if odd := set(chosen) - set(names):
+        parser.error(f"there is no {', '.join(sorted(odd))}; there are {', '.join(names)}")
+    return chosen
 
 
 def publish(text: str, out: Path | None) -> None:
