@@ -28,16 +28,14 @@ class Gated(Protocol):
     """The free weights of a state with gates on them.
 
     Attributes:
+        gates: their distribution.
         locations: log alpha of the gates, leaves of the training.
         entries: how many entries are on the supports.
     """
 
+    gates: HardConcrete
     locations: list[Tensor]
     entries: int
-
-    def noise(self, generator: torch.Generator) -> list[Tensor]:
-        """Draw what one sample of all gates is made of."""
-        ...
 
     def through(
         self, values: Mapping[WeightKey, Tensor], noise: Sequence[Tensor] | None
@@ -63,6 +61,11 @@ class Gated(Protocol):
     def told(self, supports: Mapping[WeightKey, Tensor]) -> str:
         """Say in a few words which gates stay."""
         ...
+
+
+def noise_of(gated: Gated, generator: torch.Generator) -> list[Tensor]:
+    """Draw what one sample of all gates is made of."""
+    return [gated.gates.noise(at.shape, generator, at.device) for at in gated.locations]
 
 
 class WeightGates:
@@ -93,10 +96,6 @@ class WeightGates:
             size = values[key].abs()
             usual = size[support].square().mean().sqrt() if bool(support.any()) else size.sum()
             self.locations.append(_first(size / usual.clamp_min(1e-30), start, spread))
-
-    def noise(self, generator: torch.Generator) -> list[Tensor]:
-        """Draw what one sample of all gates is made of."""
-        return [self.gates.noise(at.shape, generator, at.device) for at in self.locations]
 
     def through(
         self, values: Mapping[WeightKey, Tensor], noise: Sequence[Tensor] | None
@@ -178,10 +177,6 @@ class UnitGates:
             # The units nothing reads are gone already.
             at = _first((size / size.mean().clamp_min(1e-30)).sqrt(), start, spread)
             self.locations.append(torch.where(size > 0, at, -torch.inf))
-
-    def noise(self, generator: torch.Generator) -> list[Tensor]:
-        """Draw what one sample of all gates is made of."""
-        return [self.gates.noise(at.shape, generator, at.device) for at in self.locations]
 
     def through(
         self, values: Mapping[WeightKey, Tensor], noise: Sequence[Tensor] | None

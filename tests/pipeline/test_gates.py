@@ -10,7 +10,7 @@ from onnx import helper
 from torch import Tensor
 
 from models import case_of, graph_model, key, normal
-from onnxpress.gated import UnitGates, WeightGates
+from onnxpress.gated import UnitGates, WeightGates, noise_of
 from onnxpress.gates import HardConcrete
 from onnxpress.shrinking import with_groups
 from onnxpress.steps.units import removable
@@ -121,7 +121,7 @@ def test_the_expected_l0_norm_of_weights_leaves_out_what_was_pruned() -> None:
     ones = {name: support.float() for name, support in rows.items()}
     wide = WeightGates(GATES, ones, rows, start=0.0, spread=0.0)
     wide.locations = [at.expand(SAMPLES, 3) for at in gated.locations]
-    opened = wide.through(ones, wide.noise(generator()))
+    opened = wide.through(ones, noise_of(wide, generator()))
     total = sum(int((value != 0).sum()) for value in opened.values())
     assert total / SAMPLES == pytest.approx(expected, rel=0.01)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onnxpress.drawing import Drawing
-from onnxpress.gated import Gated, UnitGates, WeightGates
+from onnxpress.gated import Gated, UnitGates, WeightGates, noise_of
 from onnxpress.gates import HardConcrete
 from onnxpress.movable import Movable
 from onnxpress.objective import objective_of
@@ -259,7 +259,7 @@ class L0:
             for group, size in zip(adam.param_groups[:-1], first, strict=True):
                 group["lr"] = size * 0.5 * (1 + cos(pi * step / steps))
             inputs, answers = goal.draw(batch, generator, drawing)
-            noise = gated.noise(generator)
+            noise = noise_of(gated, generator)
 
             def laid(noise: list[Tensor] = noise) -> dict[WeightKey, Tensor]:
                 return point.tensors(gated.through(point.leaves, noise))
