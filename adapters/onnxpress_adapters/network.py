@@ -44,6 +44,8 @@ class Network:
         inputs: the graph's inputs, initializers left out.
         outputs: the graph's outputs.
         batching: how ``batched`` runs many samples; ``proven`` finds the fastest sound way.
+        surrogates: whether gradients go through rounding, signs and quantisation, which have none
+            of their own (``surrogates.py``). Results are the same.
     """
 
     program: Program
@@ -51,6 +53,7 @@ class Network:
     outputs: tuple[OutputSpec, ...]
     layers: tuple[Layer, ...]
     batching: batching.Batching = batching.LOOP
+    surrogates: bool = False
     plans: dict[Any, Plan] = field(default_factory=dict, repr=False)
     loans: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
@@ -98,7 +101,7 @@ class Network:
         slots: dict[tuple[tuple[str, ...], int], tuple[int, ...]] = {}
         for path, place, slot in dict.fromkeys(watch):
             slots[(path, place)] = (*slots.get((path, place), ()), slot)
-        run = Run(weights, device, plan, self.loans, slots, rebatched)
+        run = Run(weights, device, plan, self.loans, slots, rebatched, self.surrogates)
         main = self.program.main
         given = {
             name: working(value) if isinstance(value, Tensor) else value
@@ -126,6 +129,10 @@ class Network:
             that is no tensor of numbers a list with one value per sample.
         """
         return self.batching.run(self, weights, inputs).outputs
+
+    def with_surrogates(self) -> Network:
+        """Give the same network for a descent: gradients also go through what is rounded."""
+        return replace(self, surrogates=True)
 
     def proven(self, weights: Mapping[WeightKey, Tensor], probes: Sequence[Tensor]) -> Network:
         """Choose the fastest way to run many samples that agrees with the loop on probes.

@@ -16,6 +16,7 @@ from onnxpress_adapters.meets import met
 from onnxpress_adapters.node import NodeView
 from onnxpress_adapters.ops.dtypes import to_tensor
 from onnxpress_adapters.ops.sequence import SEQUENCES
+from onnxpress_adapters.surrogates import followed
 from onnxpress_adapters.trace import Array, Site, Value
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class Run:
     """One execution: the state the instructions share.
 
     ``loose`` are the names whose shape depends on what the inputs hold; nothing made of them may
-    enter a plan. ``watch`` maps the place of a node to the slots wanted there.
+    enter a plan. ``watch`` maps the place of a node to the slots wanted there. ``surrogates`` says
+    whether gradients go through operators without one of their own.
     """
 
     weights: Mapping[WeightKey, Tensor]
@@ -60,6 +62,7 @@ class Run:
     loans: dict[Any, Tensor]
     watch: Mapping[tuple[tuple[str, ...], int], tuple[int, ...]]
     rebatched: int
+    surrogates: bool = False
     seen: dict[Site, list[Tensor]] = field(default_factory=dict)
     sizes: dict[tuple[tuple[str, ...], int], int] = field(default_factory=dict)
     steps: int = 0
@@ -171,6 +174,8 @@ class Run:
                 arguments.append(value)
         try:
             result = entry.convert(node, *arguments)
+            if self.surrogates and not on_host and not entry.raw:
+                result = followed(node, arguments, result)
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as error:

@@ -69,10 +69,14 @@ class Movable:
     def pin(self, leaves: Sequence[Tensor]) -> None:
         """Keep the zeros still: no gradient off the supports, so that no step moves them.
 
-        Cheaper than to mask the values before every pass.
+        Cheaper than to mask the values before every pass. Entries whose derivative is not finite
+        stay as well: one step along it, and nothing of the network would be left.
         """
         for key, leaf in zip(self.leaves, leaves, strict=True):
-            if key in self.masks and leaf.grad is not None:
+            if leaf.grad is None:
+                continue
+            leaf.grad.nan_to_num_(0.0, 0.0, 0.0)
+            if key in self.masks:
                 leaf.grad.mul_(self.masks[key])
 
     def move(self, values: Mapping[WeightKey, Tensor]) -> None:

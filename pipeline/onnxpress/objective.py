@@ -74,9 +74,14 @@ class Objective:
     def outputs(
         self, tensors: Mapping[WeightKey, Tensor], inputs: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Run the network with ``tensors`` laid over the reference; judged outputs only."""
+        """Run the network with ``tensors`` laid over the reference; judged outputs only.
+
+        Where gradients are recorded they go through rounding and signs as well.
+        """
         problem = self.problem
-        values = problem.network.batched({**problem.reference, **tensors}, inputs)
+        graph = problem.network
+        network = graph.with_surrogates() if torch.is_grad_enabled() else graph
+        values = network.batched({**problem.reference, **tensors}, inputs)
         return [values[place] for place in problem.judged]
 
     def reference(self, inputs: Sequence[Tensor]) -> list[Tensor]:

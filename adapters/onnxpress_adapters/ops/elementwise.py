@@ -12,6 +12,19 @@ from onnxpress_adapters.node import NodeView
 from onnxpress_adapters.ops.dtypes import widened
 from onnxpress_adapters.registry import Converter, converter
 
+
+def square_root(x: Tensor) -> Tensor:
+    """Give the square root, with the derivative 0 where it is 0.
+
+    It is infinite there. The roots of models are those of sums of squares and of variances, which
+    are at a minimum then; and one infinity times zero would spoil the gradient of every weight.
+    """
+    if not x.is_floating_point():
+        return torch.sqrt(x)
+    positive = x != 0
+    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), x.detach())
+
+
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
     "Acos": torch.acos,
@@ -36,7 +49,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Sign": torch.sign,
     "Sin": torch.sin,
     "Sinh": torch.sinh,
-    "Sqrt": torch.sqrt,
+    "Sqrt": square_root,
     "Tan": torch.tan,
 }
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxpress_adapters.node import NodeView
+from onnxpress_adapters.ops.elementwise import square_root
 from onnxpress_adapters.registry import converter
 
 
@@ -127,7 +128,7 @@ def mean_variance_normalization(node: NodeView, x: Tensor) -> Tensor:
     """Standardise over the axes; the deviation, not the variance, carries a tiny offset."""
     axes = tuple(node.get("axes") or (0, 2, 3))
     centred = x - torch.mean(x, axes, keepdim=True)
-    deviation = torch.sqrt(torch.mean(centred * centred, axes, keepdim=True))
+    deviation = square_root(torch.mean(centred * centred, axes, keepdim=True))
     return centred / (deviation + 1e-9)
 
 

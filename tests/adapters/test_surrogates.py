@@ -1,0 +1,113 @@
+"""Gradients through operators that have none of their own; results stay theirs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from onnx import ModelProto, NodeProto
+from torch import Tensor
+
+from hand_built import Array, build, draw, key, normal, op
+from onnxpress_adapters.network import import_network
+from onnxpress_adapters.surrogates import SIGN_REACH
+from small_models import value
+
+W = key("w")
+SCALE = np.array(0.25, np.float32)
+
+
+def elementwise(*nodes: NodeProto, **constants: Array) -> ModelProto:
+    """Give the model y = nodes(w x), entry by entry; the first node reads ``h``."""
+    arrays = {"w": np.ones((1, 5), np.float32), **constants}
+    made = [op("Mul", "x w", "h"), *nodes]
+    return build(made, [value("x", 1, 5)], [value("y", 1, 5)], arrays, opset=19, ir=9)
+
+
+def slope(made: ModelProto, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the output, and the derivative of its sum in each entry of ``h``."""
+    network, weights = import_network(made)
+    leaf = weights[W].clone().requires_grad_()
+    (found,) = network.with_surrogates()({**weights, W: leaf}, x)
+    (plain,) = network(weights, x)
+    assert torch.equal(found.detach(), plain)
+    (grad,) = torch.autograd.grad(found.sum(), [leaf])
+    return found.detach(), grad / x
+
+
+@pytest.mark.parametrize("operator", ["Round", "Floor", "Ceil"])
+def test_what_is_rounded_passes_the_gradient_on(operator: str) -> None:
+    assert torch.equal(slope(elementwise(op(operator, "h", "y")), draw(1, 5))[1], torch.ones(1, 5))
+
+
+def test_a_sign_passes_it_on_near_zero_in_units_of_the_tensor() -> None:
+    x = torch.tensor([[-4.0, -0.5, 0.25, 1.0, 3.0]])
+    size = float(x.square().mean().sqrt())
+    _, found = slope(elementwise(op("Sign", "h", "y")), x)
+    assert torch.allclose(found, (x.abs() <= SIGN_REACH * size) / size)
+    assert found[0].tolist().count(0.0) == 1
+
+
+def test_a_sign_of_zeros_passes_nothing() -> None:
+    network, weights = import_network(elementwise(op("Sign", "h", "y")))
+    leaf = torch.zeros(1, 5, requires_grad=True)
+    (found,) = network.with_surrogates()({**weights, W: leaf}, draw(1, 5))
+    assert torch.equal(torch.autograd.grad(found.sum(), [leaf])[0], torch.zeros(1, 5))
+
+
+@pytest.mark.parametrize("zero", [np.array(3, np.int8), np.array(0, np.uint8)])
+def test_quantisation_passes_it_on_within_its_range(zero: Array) -> None:
+    nodes = [op("QuantizeLinear", "h s z", "q"), op("DequantizeLinear", "q s z", "y")]
+    made = elementwise(*nodes, s=SCALE, z=zero)
+    x = torch.tensor([[-100.0, -1.0, 0.3, 20.0, 100.0]])
+    low, high = np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max
+    place = x / 0.25 + float(zero)
+    inside = (place > low - 0.5) & (place < high + 0.5)
+    assert 0 < int(inside.sum()) < 5
+    assert torch.equal(slope(made, x)[1], inside.float())
+
+
+def test_channels_have_their_own_scales() -> None:
+    nodes = [op("QuantizeLinear", "h s z", "q"), op("DequantizeLinear", "q s z", "y")]
+    scales = np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32)
+    made = elementwise(*nodes, s=scales, z=np.zeros(5, np.int8))
+    assert torch.allclose(slope(made, draw(1, 5))[1], torch.ones(1, 5))
+
+
+def test_without_surrogates_nothing_passes() -> None:
+    network, weights = import_network(elementwise(op("Round", "h", "y")))
+    leaf = weights[W].clone().requires_grad_()
+    (found,) = network({**weights, W: leaf}, draw(1, 5))
+    assert torch.equal(torch.autograd.grad(found.sum(), [leaf])[0], torch.zeros(1, 5))
+
+
+def test_infinities_stay_what_they_are() -> None:
+    network, weights = import_network(elementwise(op("Round", "h", "y")))
+    x = torch.tensor([[float("inf"), -float("inf"), float("nan"), 2.5, -0.4]])
+    (found,) = network.with_surrogates()(weights, x)
+    assert found.isnan().tolist() == [[False, False, True, False, False]]
+    assert found[0, :2].tolist() == x[0, :2].tolist()
+
+
+def test_many_samples_at_once_give_what_each_gives() -> None:
+    nodes = [op("MatMul", "x w", "h"), op("Sign", "h", "s"), op("MatMul", "s v", "y")]
+    arrays = {"w": normal(6, 6), "v": normal(6, 2, seed=1)}
+    made = build(nodes, [value("x", 1, 6)], [value("y", 1, 2)], arrays)
+    network, weights = import_network(made)
+    samples = draw(7, 1, 6, seed=2)
+    descending = network.proven(weights, [samples]).with_surrogates()
+    leaf = weights[W].clone().requires_grad_()
+    (found,) = descending.batched({**weights, W: leaf}, [samples])
+    (wanted,) = network.batched(weights, [samples])
+    assert torch.allclose(found, wanted)
+    assert bool(torch.autograd.grad(found.square().sum(), [leaf])[0].any())
+
+
+def test_a_root_of_zero_leaves_the_other_gradients_whole() -> None:
+    nodes = [op("Mul", "h h", "q"), op("Sqrt", "q", "y")]
+    network, weights = import_network(elementwise(*nodes))
+    leaf = torch.tensor([[0.0, 1.0, 2.0, -1.0, 0.0]], requires_grad=True)
+    (found,) = network({**weights, W: leaf}, torch.ones(1, 5))
+    (grad,) = torch.autograd.grad(found.sum(), [leaf])
+    assert grad.tolist() == [[0.0, 1.0, 1.0, -1.0, 0.0]]
+    assert found.tolist() == [[0.0, 1.0, 2.0, 1.0, 0.0]]
