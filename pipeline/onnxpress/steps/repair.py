@@ -38,11 +38,11 @@ FIRST_LOOK = 16
 """An Adam run first looks at the choose set after one part in so many of its steps."""
 
 SHOCK, CALMER, MOST_FALLS = 1.5, 3.0, 3
-"""Where d is then more than so many times what it was, it begins anew with steps so many times
-shorter; so many times at most."""
+"""Where d is then more than so many times what it was, or halfway still no less, it begins anew
+with steps so many times shorter; so many times at most."""
 
 MANY_STEPS = 800
-"""Adam steps from which on ``rate`` holds; fewer steps are shorter, by the square."""
+"""Adam steps from which on ``rate`` holds; fewer steps are shorter, by the square root."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Repair:
         batch: samples per Adam step, at most.
         interpolate: share of each batch that lies between two inputs, 0 to 1. On the inputs
             themselves a few hundred steps fit d ten times closer than it holds on others; between
-            them there are as many as one likes.
+            them there are as many as one likes, but none at the edges of what is possible.
         move: share of those that are shifted and mirrored, 0 to 1, where inputs are pictures. With
             crops of six photographs to learn from, d on other photographs fell by a fifth.
         extras: whether biases and norms move too.
@@ -80,7 +80,7 @@ class Repair:
     work: float = 12.0
     rate: float = 0.01
     batch: int = 128
-    interpolate: float = 1.0
+    interpolate: float = 0.8
     move: float = 0.5
     extras: bool = True
     objective: GoalName = "distance"
@@ -133,8 +133,8 @@ class Repair:
     ) -> tuple[float, dict[WeightKey, Tensor]] | None:
         """Adam with a cosine schedule on drawn batches; the best look at choose wins.
 
-        Where the first look finds d far above where it began, the steps are too long for what there
-        is to mend, and it begins again with shorter ones.
+        Where a look finds d far above where it began, or halfway still above it, the steps are too
+        long for what there is to mend, and it begins again with shorter ones.
         """
         problem, cost = goal.objective.problem, goal.objective.cost
         batch = min(self.batch, cost.batch, len(problem.fit[0]))
@@ -142,7 +142,7 @@ class Repair:
         steps = cost.steps(self.work, batch)
         passes = cost.steps(LOOKING * self.work, len(problem.choose[0])) * 2
         # Few noisy steps must be short ones, or they undo more than they mend.
-        share = min(1.0, steps / MANY_STEPS) ** 2
+        share = min(1.0, steps / MANY_STEPS) ** 0.5
         generator = problem.generator(f"repair {point.size}")
         rate = self.rate * share
         start = point.values()
@@ -158,16 +158,20 @@ class Repair:
             goal.push(point.tensors, leaves, inputs, wanted)
             point.pin(leaves)
             adam.step()
-            done = step + 1 - begun
-            if done == early and fallen < MOST_FALLS:
-                if not goal.on_choose(point.tensors()) <= SHOCK * before:
-                    point.move(start)
-                    rate, begun, fallen = rate / CALMER, step + 1, fallen + 1
-                    adam, first = _adam_of(point, rate)
-            elif done % max(1, (steps - begun) // looks) == 0 or step + 1 == steps:
-                found = goal.on_choose(point.tensors())
-                if found < (before if best is None else best[0]):
-                    best = found, point.values()
+            done, run = step + 1 - begun, steps - begun
+            again = done % max(1, run // looks) == 0 or step + 1 == steps
+            if not (again or done == early):
+                continue
+            found = goal.on_choose(point.tensors())
+            if again and found < (before if best is None else best[0]):
+                best = found, point.values()
+            if best is not None or fallen == MOST_FALLS or done > run / 2:
+                continue
+            halfway = done / run > 1 / 2 - 1 / looks
+            if not found <= (before if halfway else SHOCK * before):
+                point.move(start)
+                rate, begun, fallen = rate / CALMER, step + 1, fallen + 1
+                adam, first = _adam_of(point, rate)
         return best
 
     def _lbfgs(self, goal: Goal, point: Movable) -> tuple[float, dict[WeightKey, Tensor]] | None:
