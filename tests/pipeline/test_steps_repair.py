@@ -105,7 +105,23 @@ def test_without_anything_free_it_does_nothing() -> None:
     assert Repair(extras=False)(empty, case.problem) is empty
 
 
+def test_few_steps_are_as_long_as_short_descents_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "MOST_FALLS", 0)
+    monkeypatch.setattr(repair, "MANY_STEPS", 100_000)
+    case = case_of(two_headed_model())
+    pruned = Magnitude(sparsity=0.3)(case.state, case.problem)
+    d = objective_of(case.problem).measure_choose
+    step, found = Repair(method="adam", work=200.0, rate=10.0), {}
+    for powers in ((0.5, 1.0, 2.0), (0.5,), (2.0,)):
+        monkeypatch.setattr(repair, "POWERS", powers)
+        found[powers] = d(step(pruned, case.problem).tensors).value
+    long, short = found[(0.5,)], found[(2.0,)]
+    assert short < long == d(pruned.tensors).value  # nothing was better
+    assert found[(0.5, 1.0, 2.0)] < long
+
+
 def test_steps_that_are_too_long_are_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "MANY_STEPS", 1)  # so that their length is as asked
     case = case_of(two_headed_model())
     pruned = Magnitude(sparsity=0.3)(case.state, case.problem)
     d = objective_of(case.problem).measure_choose

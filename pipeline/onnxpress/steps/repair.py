@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import cos, log2, pi
+from functools import partial
+from math import cos, inf, isfinite, log2, pi
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -42,7 +44,13 @@ SHOCK, CALMER, MOST_FALLS = 1.5, 3.0, 3
 with steps so many times shorter; so many times at most."""
 
 MANY_STEPS = 800
-"""Adam steps from which on ``rate`` holds; fewer steps are shorter, by the square root."""
+"""Adam steps from which on ``rate`` holds; fewer steps are shorter."""
+
+POWERS = (0.5, 1.0, 2.0)
+"""How much shorter, as powers of the share of those steps that there are: each is tried."""
+
+TRIAL = 12
+"""What part of the steps each of them is tried for."""
 
 
 @dataclass(frozen=True)
@@ -141,38 +149,80 @@ class Repair:
         batch = max(2, min(batch, cost.steps(self.work, 1) // FEWEST_STEPS))
         steps = cost.steps(self.work, batch)
         passes = cost.steps(LOOKING * self.work, len(problem.choose[0])) * 2
-        # Few noisy steps must be short ones, or they undo more than they mend.
-        share = min(1.0, steps / MANY_STEPS) ** 0.5
-        generator = problem.generator(f"repair {point.size}")
-        rate = self.rate * share
+        take = partial(self._steps, goal, point, batch, problem.generator(f"repair {point.size}"))
         start = point.values()
-        leaves = list(point.leaves.values())
-        adam, first = _adam_of(point, rate)
+        rate, tried = self._rate(goal, point, start, take, steps, passes)
+        steps -= tried
         best: tuple[float, dict[WeightKey, Tensor]] | None = None
         looks = max(1, min(LOOKS, passes))
-        begun, fallen, early = 0, 0, steps // FIRST_LOOK if looks > 2 else 0
-        for step in range(steps):
+        early = steps // FIRST_LOOK if looks > 2 else 0
+        for falls in range(MOST_FALLS + 1):
+            point.move(start)
+            for done in take(rate, steps):
+                again = done % max(1, steps // looks) == 0 or done == steps
+                if not (again or done == early):
+                    continue
+                found = goal.on_choose(point.tensors())
+                if again and found < (before if best is None else best[0]):
+                    best = found, point.values()
+                if best is not None or falls == MOST_FALLS or done > steps / 2:
+                    continue
+                halfway = done / steps > 1 / 2 - 1 / looks
+                if not found <= (before if halfway else SHOCK * before):
+                    steps, rate = steps - done, rate / CALMER
+                    break
+            else:
+                break
+        return best
+
+    def _rate(
+        self,
+        goal: Goal,
+        point: Movable,
+        start: Mapping[WeightKey, Tensor],
+        take: Callable[[float, int], Iterator[int]],
+        steps: int,
+        passes: int,
+    ) -> tuple[float, int]:
+        """Choose the first step, and say how many steps that took.
+
+        Few noisy steps must be short ones, or they undo more than they mend; how short depends on
+        the network and on how much is broken. So a few short descents try.
+        """
+        share = min(1.0, steps / MANY_STEPS)
+        count = steps // TRIAL
+        if share == 1.0 or passes < 2 * len(POWERS) or not count:
+            return self.rate * share, 0
+        found: dict[float, float] = {}
+        for power in POWERS:
+            rate = self.rate * share**power
+            point.move(start)
+            for _ in take(rate, count):
+                pass
+            after = goal.on_choose(point.tensors())
+            found[rate] = after if isfinite(after) else inf
+        return min(found, key=lambda rate: found[rate]), count * len(POWERS)
+
+    def _steps(
+        self,
+        goal: Goal,
+        point: Movable,
+        batch: int,
+        generator: torch.Generator,
+        rate: float,
+        count: int,
+    ) -> Iterator[int]:
+        """Take Adam's steps along a cosine, and give the number of each when it is done."""
+        leaves = list(point.leaves.values())
+        adam, first = _adam_of(point, rate)
+        for step in range(count):
             for group, size in zip(adam.param_groups, first, strict=True):
-                group["lr"] = size * 0.5 * (1 + cos(pi * (step - begun) / (steps - begun)))
+                group["lr"] = size * 0.5 * (1 + cos(pi * step / count))
             inputs, wanted = goal.draw(batch, generator, self._drawing)
             goal.push(point.tensors, leaves, inputs, wanted)
             point.pin(leaves)
             adam.step()
-            done, run = step + 1 - begun, steps - begun
-            again = done % max(1, run // looks) == 0 or step + 1 == steps
-            if not (again or done == early):
-                continue
-            found = goal.on_choose(point.tensors())
-            if again and found < (before if best is None else best[0]):
-                best = found, point.values()
-            if best is not None or fallen == MOST_FALLS or done > run / 2:
-                continue
-            halfway = done / run > 1 / 2 - 1 / looks
-            if not found <= (before if halfway else SHOCK * before):
-                point.move(start)
-                rate, begun, fallen = rate / CALMER, step + 1, fallen + 1
-                adam, first = _adam_of(point, rate)
-        return best
+            yield step + 1
 
     def _lbfgs(self, goal: Goal, point: Movable) -> tuple[float, dict[WeightKey, Tensor]] | None:
         """L-BFGS on the fit set and as many interpolations, in rounds; choose stops it."""
