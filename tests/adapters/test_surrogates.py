@@ -111,3 +111,23 @@ def test_a_root_of_zero_leaves_the_other_gradients_whole() -> None:
     (grad,) = torch.autograd.grad(found.sum(), [leaf])
     assert grad.tolist() == [[0.0, 1.0, 1.0, -1.0, 0.0]]
     assert found.tolist() == [[0.0, 1.0, 2.0, 1.0, 0.0]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_cuda_follows_the_same_slopes() -> None:
+    nodes = [
+        op("QuantizeLinear", "h s z", "q"),
+        op("DequantizeLinear", "q s z", "r"),
+        op("Sign", "r", "y"),
+    ]
+    made = elementwise(*nodes, s=SCALE, z=np.array(0, np.int8))
+    network, weights = import_network(made)
+    grads = []
+    for device in ("cpu", "cuda"):
+        held = {name: value.to(device) for name, value in weights.items()}
+        leaf = held[W].clone().requires_grad_()
+        (found,) = network.with_surrogates()({**held, W: leaf}, draw(1, 5).to(device))
+        grads.append(torch.autograd.grad(found.sum(), [leaf])[0].cpu())
+    here, there = grads
+    assert torch.allclose(here, there)

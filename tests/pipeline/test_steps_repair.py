@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto, helper
 
 from laws import StepLaws
-from models import MODELS, case_of, key, linear_model, two_headed_model
+from models import MODELS, case_of, graph_model, key, linear_model, normal, two_headed_model
 from onnxpress.objective import objective_of
 from onnxpress.problem import Problem
 from onnxpress.state import State
@@ -17,6 +18,7 @@ from onnxpress.step import Step
 from onnxpress.steps import repair
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
+from onnxpress_adapters.weights import Dense
 
 
 class TestRepairByAdam(StepLaws):
@@ -103,6 +105,44 @@ def test_without_anything_free_it_does_nothing() -> None:
     case = case_of(linear_model(np.ones((2, 2))))
     empty = case.only()
     assert Repair(extras=False)(empty, case.problem) is empty
+
+
+def quantised_between(kind: str) -> ModelProto:
+    """Two matrix products with what has no derivative between them."""
+    arrays = normal(5, w=(8, 8), v=(8, 4))
+    arrays |= {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    between = {
+        "quantised": [
+            helper.make_node("QuantizeLinear", ["h", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["k"]),
+        ],
+        "binary": [helper.make_node("Sign", ["h"], ["k"])],
+        "root": [  # of whole columns that pruning can empty
+            helper.make_node("Mul", ["h", "h"], ["q"]),
+            helper.make_node("Sqrt", ["q"], ["k"]),
+        ],
+    }[kind]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        *between,
+        helper.make_node("MatMul", ["k", "v"], ["y"], name="last"),
+    ]
+    read = {name for node in nodes for name in node.input}
+    return graph_model(nodes, {n: a for n, a in arrays.items() if n in read}, ("N", 8))
+
+
+@pytest.mark.parametrize("kind", ["quantised", "binary", "root"])
+def test_weights_behind_a_flat_operator_are_mended(kind: str) -> None:
+    case = case_of(quantised_between(kind))
+    values = case.state.weights[key("w")].values
+    support = values.abs() > values.abs().median()
+    support[:, 0] = False
+    weights = {**case.state.weights, key("w"): Dense(torch.where(support, values, 0.0), support)}
+    pruned = replace(case.state, weights=weights, free=frozenset({key("w")}))
+    d = objective_of(case.problem).measure_choose
+    after = Repair(method="adam", work=200.0)(pruned, case.problem)
+    assert d(after.tensors).value < 0.97 * d(pruned.tensors).value
+    assert bool(after.weights[key("w")].values.isfinite().all())
 
 
 def test_few_steps_are_as_long_as_short_descents_say(monkeypatch: pytest.MonkeyPatch) -> None:
