@@ -385,7 +385,7 @@ def by_tolerance(found: Measurements, models: Sequence[str]) -> Section:
     ]
     claims.append(
         Claim(
-            f"at a tolerance of 1 %, all within it on evaluation inputs{_names(far, '; these are not')}",
+            f"at a tolerance of 1 %, all within it on evaluation inputs{_names(far, '; beyond')}",
             False if far else True if len(measured) == len(cells) else None,
         )
     )
