@@ -53,7 +53,8 @@ class Run:
 
     ``loose`` are the names whose shape depends on what the inputs hold; nothing made of them may
     enter a plan. ``watch`` maps the place of a node to the slots wanted there. ``surrogates`` says
-    whether gradients go through operators without one of their own.
+    whether gradients go through operators without one of their own; ``carriers`` are what carries
+    them past a name that holds whole numbers.
     """
 
     weights: Mapping[WeightKey, Tensor]
@@ -63,6 +64,7 @@ class Run:
     watch: Mapping[tuple[tuple[str, ...], int], tuple[int, ...]]
     rebatched: int
     surrogates: bool = False
+    carriers: dict[tuple[tuple[str, ...], str], Tensor] = field(default_factory=dict)
     seen: dict[Site, list[Tensor]] = field(default_factory=dict)
     sizes: dict[tuple[tuple[str, ...], int], int] = field(default_factory=dict)
     steps: int = 0
@@ -85,6 +87,7 @@ class Run:
             self.step(body, instruction, values, planned)
             for name in instruction.release:
                 values.pop(name, None)
+                self.carriers.pop((body.path, name), None)
         return [_read(values, name, "the graph") for name in body.outputs]
 
     def step(
@@ -173,9 +176,11 @@ class Run:
             else:
                 arguments.append(value)
         try:
+            if self.surrogates and node.operator == "DequantizeLinear":
+                arguments[0] = self.carriers.get((body.path, node.inputs[0]), arguments[0])
             result = entry.convert(node, *arguments)
             if self.surrogates and not on_host and not entry.raw:
-                result = followed(node, arguments, result)
+                result = self.descended(body, node, arguments, result)
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as error:
@@ -188,6 +193,18 @@ class Run:
             return [None if r is None else working(r).numpy() for r in results]
         # A shape read from a tensor gives a result (of ConstantOfShape, say) made on the CPU.
         return [None if r is None else working(r).to(self.device) for r in results]
+
+    def descended(self, body: Body, node: NodeView, arguments: Sequence[Any], result: Any) -> Any:
+        """Give a result with a gradient where its operator has none.
+
+        What was quantised stays a whole number for every reader; real numbers of the same values
+        are kept beside it, for the DequantizeLinear that makes real ones of it anyway.
+        """
+        real = followed(node, arguments, result)
+        if node.operator != "QuantizeLinear":
+            return real
+        self.carriers[(body.path, node.outputs[0])] = real
+        return result
 
     def hosted(
         self, instruction: Instruction, place: int, value: Value, inputs: Sequence[Value | None]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from onnxpress_adapters.node import NodeView
-from onnxpress_adapters.ops.quantize import limits, spread
+from onnxpress_adapters.ops.narrow import INTEGERS
+from onnxpress_adapters.ops.quantize import kind_of, limits, spread
 
 SIGN_REACH = 1.5
 """How far from zero, in root mean squares of a tensor, a sign still passes a gradient."""
@@ -34,11 +35,11 @@ def followed(node: NodeView, inputs: Sequence[Any], result: Any) -> Any:
     Args:
         node: that ran.
         inputs: as its converter took them.
-        result: of the converter. Whole numbers come back as real ones of the same value: only those
-            can carry a gradient.
+        result: of the converter. Whole numbers come back as real ones of the same values: only
+            those can carry a gradient.
     """
     slope = SLOPES.get(node.operator)
-    if slope is None or not isinstance(result, Tensor) or not inputs[0].is_floating_point():
+    if slope is None or not inputs[0].is_floating_point():
         return result
     towards = slope(node, inputs, result)
     return _Followed.apply(inputs[0], result, towards)  # type: ignore[no-untyped-call]
@@ -50,7 +51,7 @@ def _even(node: NodeView, inputs: Sequence[Any], result: Tensor) -> Tensor:
 
 
 def _of_sign(node: NodeView, inputs: Sequence[Any], result: Tensor) -> Tensor:
-    """Follow a line through the middle, as steep as the tensor is narrow."""
+    """Follow a line through the middle, as steep as what runs together is narrow."""
     x = inputs[0].detach()
     size = x.square().mean().sqrt()
     return torch.where((size > 0) & (x.abs() <= SIGN_REACH * size), 1 / size, 0.0).to(x.dtype)
@@ -62,7 +63,7 @@ def _of_quantised(node: NodeView, inputs: Sequence[Any], result: Tensor) -> Tens
     size = spread(node, scale, x).to(x.dtype)
     if result.dtype.is_floating_point:
         return torch.where(result.isfinite(), 1 / size, 0.0)
-    low, high = limits(result.dtype)
+    low, high = INTEGERS.get(kind_of(node)) or limits(result.dtype)
     shift = spread(node, rest[0].to(x.dtype), x) if rest and rest[0] is not None else 0
     place = (x / size + shift).detach()
     return torch.where((place > low - 0.5) & (place < high + 0.5), 1 / size, 0.0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, NodeProto
 from torch import Tensor
 
-from hand_built import Array, build, draw, key, normal, op
+from hand_built import Array, build, draw, key, normal, op, same_as_runtime
 from onnxpress_adapters.network import import_network
 from onnxpress_adapters.surrogates import SIGN_REACH
 from small_models import value
@@ -17,11 +20,11 @@ W = key("w")
 SCALE = np.array(0.25, np.float32)
 
 
-def elementwise(*nodes: NodeProto, **constants: Array) -> ModelProto:
+def elementwise(*nodes: NodeProto, opset: int = 19, **constants: Array) -> ModelProto:
     """Give the model y = nodes(w x), entry by entry; the first node reads ``h``."""
     arrays = {"w": np.ones((1, 5), np.float32), **constants}
     made = [op("Mul", "x w", "h"), *nodes]
-    return build(made, [value("x", 1, 5)], [value("y", 1, 5)], arrays, opset=19, ir=9)
+    return build(made, [value("x", 1, 5)], [value("y", 1, 5)], arrays, opset=opset, ir=10)
 
 
 def slope(made: ModelProto, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,6 +75,65 @@ def test_channels_have_their_own_scales() -> None:
     scales = np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32)
     made = elementwise(*nodes, s=scales, z=np.zeros(5, np.int8))
     assert torch.allclose(slope(made, draw(1, 5))[1], torch.ones(1, 5))
+
+
+def test_narrow_integers_have_a_narrow_range() -> None:
+    nodes = [op("QuantizeLinear", "h s z", "q"), op("DequantizeLinear", "q s z", "y")]
+    made = elementwise(*nodes, s=SCALE, z=np.array(0, ml_dtypes.int4), opset=21)
+    _, found = slope(made, torch.tensor([[-3.0, -2.0, 1.0, 1.7, 2.0]]))
+    assert found[0].tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+READERS = {
+    "QLinearMatMul": [
+        op("QLinearMatMul", "q s z b s z s z", "r"),
+        op("DequantizeLinear", "r s z", "y"),
+    ],
+    "MatMulInteger": [op("MatMulInteger", "q b z", "r"), op("Cast", "r", "y", to=1)],
+    "Div": [op("Div", "q two", "r"), op("Cast", "r", "y", to=1)],
+    "Transpose": [op("Transpose", "q", "r", perm=[1, 0]), op("DequantizeLinear", "r s z", "y")],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_whole_numbers_stay_whole_for_their_readers(reader: str) -> None:
+    arrays: dict[str, Array] = {
+        "w": normal(4, 4),
+        "b": np.random.default_rng(0).integers(-100, 100, (4, 4)).astype(np.int8),
+        "s": np.array(0.05, np.float32),
+        "z": np.array(3, np.int8),
+        "two": np.array(2, np.int8),
+    }
+    nodes = [op("MatMul", "x w", "h"), op("QuantizeLinear", "h s z", "q"), *READERS[reader]]
+    read = {name for node in nodes for name in node.input}
+    made = build(
+        nodes,
+        [value("x", 4, 4)],
+        [value("y", 4, 4)],
+        {name: array for name, array in arrays.items() if name in read},
+        opset=19,
+        ir=9,
+    )
+    network, weights = import_network(made)
+    x = draw(4, 4)
+    assert torch.equal(network.with_surrogates()(weights, x)[0], network(weights, x)[0])
+    same_as_runtime(made, normal(4, 4), network=network.with_surrogates(), atol=0.051)
+
+
+def test_samples_side_by_side_give_the_gradient_of_each() -> None:
+    nodes = [op("MatMul", "x w", "h"), op("Sign", "h", "y")]
+    network, weights = import_network(
+        build(nodes, [value("x", 1, 6)], [value("y", 1, 6)], {"w": normal(6, 6)})
+    )
+    samples, grads = draw(5, 1, 6, seed=2), []
+    for many in (torch.vmap, lambda run: lambda xs: torch.stack([run(x) for x in xs])):
+        leaf = weights[W].clone().requires_grad_()
+        run = partial(network.with_surrogates(), {W: leaf})
+        answers = many(lambda x, run=run: run(x)[0])(samples)
+        grads.append(torch.autograd.grad(answers.square().sum() + answers.sum(), [leaf])[0])
+    assert bool(grads[0].any())
+    side_by_side, one_by_one = grads
+    assert torch.allclose(side_by_side, one_by_one, atol=1e-6)
 
 
 def test_without_surrogates_nothing_passes() -> None:

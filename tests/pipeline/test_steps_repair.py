@@ -111,6 +111,7 @@ def quantised_between(kind: str) -> ModelProto:
     """Two matrix products with what has no derivative between them."""
     arrays = normal(5, w=(8, 8), v=(8, 4))
     arrays |= {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    arrays["half"] = np.array(0.5, np.float32)
     between = {
         "quantised": [
             helper.make_node("QuantizeLinear", ["h", "s", "z"], ["q"]),
@@ -120,6 +121,10 @@ def quantised_between(kind: str) -> ModelProto:
         "root": [  # of whole columns that pruning can empty
             helper.make_node("Mul", ["h", "h"], ["q"]),
             helper.make_node("Sqrt", ["q"], ["k"]),
+        ],
+        "power": [
+            helper.make_node("Mul", ["h", "h"], ["q"]),
+            helper.make_node("Pow", ["q", "half"], ["k"]),
         ],
     }[kind]
     nodes = [
@@ -131,7 +136,7 @@ def quantised_between(kind: str) -> ModelProto:
     return graph_model(nodes, {n: a for n, a in arrays.items() if n in read}, ("N", 8))
 
 
-@pytest.mark.parametrize("kind", ["quantised", "binary", "root"])
+@pytest.mark.parametrize("kind", ["quantised", "binary", "root", "power"])
 def test_weights_behind_a_flat_operator_are_mended(kind: str) -> None:
     case = case_of(quantised_between(kind))
     values = case.state.weights[key("w")].values

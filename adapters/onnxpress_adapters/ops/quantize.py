@@ -34,7 +34,7 @@ def quantize_linear(
     node: NodeView, x: Tensor, scale: Tensor, zero_point: Tensor | None = None
 ) -> Tensor:
     """``saturate(round(x / scale) + zero_point)``, in the type of the zero point."""
-    kind = node.type_of(2) or node.get("output_dtype") or TensorProto.UINT8
+    kind = kind_of(node)
     dtype = torch_dtype(kind) if zero_point is None else zero_point.dtype
     working = torch_dtype(node.get("precision")) if node.get("precision") else torch.float32
     # onnxruntime divides in float32 whatever the types are.
@@ -46,6 +46,11 @@ def quantize_linear(
         return to_dtype(ratio + shift, dtype, bool(node.get("saturate", 1)))
     low, high = INTEGERS.get(kind) or limits(dtype)
     return torch.clamp(torch.round(ratio) + shift, low, high).to(dtype)
+
+
+def kind_of(node: NodeView) -> int:
+    """Give the element type a QuantizeLinear makes."""
+    return int(node.type_of(2) or node.get("output_dtype") or TensorProto.UINT8)
 
 
 def limits(dtype: torch.dtype) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from onnxpress_adapters.node import NodeView
 from onnxpress_adapters.ops.dtypes import widened
-from onnxpress_adapters.ops.elementwise import square_root
 from onnxpress_adapters.registry import Converter, converter
 
 Axes = tuple[int, ...]
@@ -55,7 +54,7 @@ def _root_of_squares(x: Tensor, axes: Axes, keep: bool) -> Tensor:
     if x.is_floating_point():
         norm: Tensor = torch.linalg.vector_norm(x, dim=axes, keepdim=keep)
         return norm
-    return square_root(_sum(x * x, axes, keep).to(torch.float64)).to(x.dtype)
+    return torch.sqrt(_sum(x * x, axes, keep).to(torch.float64)).to(x.dtype)
 
 
 def _log(x: Tensor) -> Tensor:

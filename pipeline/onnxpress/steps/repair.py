@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import cos, inf, isfinite, log2, pi
@@ -151,7 +151,7 @@ class Repair:
         passes = cost.steps(LOOKING * self.work, len(problem.choose[0])) * 2
         take = partial(self._steps, goal, point, batch, problem.generator(f"repair {point.size}"))
         start = point.values()
-        rate, tried = self._rate(goal, point, start, take, steps, passes)
+        rate, tried = self._rate(goal, point, take, steps, passes)
         steps -= tried
         best: tuple[float, dict[WeightKey, Tensor]] | None = None
         looks = max(1, min(LOOKS, passes))
@@ -179,7 +179,6 @@ class Repair:
         self,
         goal: Goal,
         point: Movable,
-        start: Mapping[WeightKey, Tensor],
         take: Callable[[float, int], Iterator[int]],
         steps: int,
         passes: int,
@@ -193,7 +192,7 @@ class Repair:
         count = steps // TRIAL
         if share == 1.0 or passes < 2 * len(POWERS) or not count:
             return self.rate * share, 0
-        found: dict[float, float] = {}
+        start, found = point.values(), {}
         for power in POWERS:
             rate = self.rate * share**power
             point.move(start)
