@@ -14,6 +14,7 @@ from onnxpress.search import (
     Point,
     Search,
     best_of,
+    expected,
     margin_of,
     measured,
     tolerance_of,
@@ -21,6 +22,7 @@ from onnxpress.search import (
 )
 from onnxpress.step import Chain, Step, checked, fix, follow, is_open
 from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.polish import Polish, has_polish
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store, Values
 from onnxpress_adapters.errors import MisuseError, SparsityError, StepError
@@ -35,11 +37,14 @@ MOST_JUDGED = 3  # one more than LESS has
 ROUGH = 8.0
 """Units of work for the repair of a candidate that shows where the tolerance lies."""
 
-FINAL = 40.0
-"""Units of work for the repair of a candidate that the judge is to see."""
+FINAL = 28.0
+"""Units of work for the repair of a candidate that the judge may see."""
 
-ALONE = 80.0
+ALONE = 60.0
 """Units of work for the repair where only a sparsity is asked for, so that it runs once."""
+
+POLISHING, POLISHING_ALONE = 12.0, 20.0
+"""Units of work for the polish after either."""
 
 MENDING = 0.5
 """Units of work for the repair after a single weight left."""
@@ -57,6 +62,9 @@ is worth another."""
 
 AGAIN = 0.75
 """Share of the limit the other one aims at: it had better not miss as well."""
+
+MOST_GAINED = 4.0
+"""How much of d the repair of a final candidate may have mended beside that of a rough one."""
 
 LEAST = 0.25
 """The least share of what a candidate had to ask of the next one."""
@@ -92,16 +100,33 @@ class Plan:
         rough: makes what shows how far to go, in less time; ``final`` itself where a recipe says
             what to do.
         gain: how much further ``final`` may aim than ``rough`` went.
+        polish: what a candidate gets when all is chosen, before the judge sees it; None for
+            nothing.
     """
 
     final: Step
     rough: Step
     gain: float = GAIN
+    polish: Polish | None = None
 
     @classmethod
     def of(cls, recipe: Step) -> Plan:
-        """Run a recipe as it is written, every time."""
-        return cls(recipe, recipe)
+        """Run a recipe as it is written, every time; a polish at its end only for the judge.
+
+        Raises:
+            MisuseError: there is a polish anywhere else.
+        """
+        polish = None
+        if isinstance(recipe, Chain) and recipe.steps:
+            *before, last = recipe.steps
+            if isinstance(last, Polish):
+                recipe, polish = Chain(tuple(before)), last
+        if has_polish(recipe):
+            raise MisuseError(
+                "polish learns from the inputs that choose, so nothing can be chosen after it: "
+                "make it the last step of the recipe"
+            )
+        return cls(recipe, recipe, polish=polish)
 
     def following(self, pattern: str) -> Plan:
         """Set the pattern of zeros in every step that has one."""
@@ -122,13 +147,15 @@ def default_plan(*, searched: bool, values: Values = "fp32") -> Plan:
             that sees rounded values after it: on a grid, most of what pruning costs is not won
             back.
     """
+    polish = Polish(work=POLISHING if searched else POLISHING_ALONE)
     if values == "fp32":
         final = Chain((Greedy(), Repair(work=FINAL if searched else ALONE)))
-        return Plan(final, Chain((Greedy(), Repair(work=ROUGH))))
+        return Plan(final, Chain((Greedy(), Repair(work=ROUGH))), polish=polish)
     return Plan(
         _stored(FINAL if searched else ALONE, values),
         _stored(ROUGH, values),
         GAINS.get(values, GAIN),
+        polish,
     )
 
 
@@ -183,16 +210,17 @@ def hunt(
         MisuseError: the sparsity cannot be reached with the weights that may change, or the steps
             have no place for it.
     """
+    show = _Show(judge, plan.polish, problem, deadline)
     if not is_open(plan.final):
         if sparsity is not None:
             raise MisuseError(
                 "every step of the recipe has its own sparsity; leave out --sparsity, or leave the "
                 "sparsity of a step open"
             )
-        return [_alone(plan.final, None, state, problem, judge)]
+        return [_alone(plan.final, None, state, problem, show)]
     floor = 0.0 if sparsity is None else over_free(state, sparsity)
     if problem.tolerance is None:
-        return [_alone(fix(plan.final, floor), floor, state, problem, judge)]
+        return [_alone(fix(plan.final, floor), floor, state, problem, show)]
     margin = margin_of(problem.related)
     search = rough_search(plan, problem, floor, deadline)
     finish = _Finish(
@@ -201,7 +229,7 @@ def hunt(
     points = list(known)
     if not any(point.notes for point in points):  # interrupted
         points = search.points(state, problem, points)
-    points = _looked(finish, points, judge, staged=plan.is_staged)
+    points = _looked(finish, points, show, staged=plan.is_staged)
     if any(point.notes for point in points):  # interrupted
         return points
     for factor in beyond:
@@ -243,6 +271,43 @@ def _searching_until(deadline: float | None) -> float | None:
         return None
     now = monotonic()
     return now + SEARCHING * (deadline - now)
+
+
+@dataclass(frozen=True, eq=False)
+class _Show:
+    """Polish what was chosen, and show it to the judge.
+
+    Attributes:
+        judge: sees it.
+        polish: what it gets before; None for nothing.
+        problem: the promise.
+        deadline: a moment of ``time.monotonic`` after which there is no polish.
+    """
+
+    judge: Judge
+    polish: Polish | None
+    problem: Problem
+    deadline: float | None
+
+    def __call__(self, point: Point) -> tuple[Point, float]:
+        """Give the point as the judge saw it, and what it said.
+
+        The distances of the point stay those from before the polish, which still were held out.
+        """
+        point = self._polished(point)
+        return point, self.judge(Candidate(point.state, point.steps, point.notes))
+
+    def _polished(self, point: Point) -> Point:
+        late = self.deadline is not None and monotonic() > self.deadline
+        if self.polish is None or point.notes or late:
+            return point
+        self.problem.progress("pressing", 0.94, f"polishing at sparsity {point.sparsity:.3f}")
+        try:
+            state = checked(self.polish, point.state, self.problem)
+        except KeyboardInterrupt:
+            return replace(point, notes=(*point.notes, INTERRUPTED))
+        before = point.steps.steps if isinstance(point.steps, Chain) else (point.steps,)
+        return replace(point, state=state, steps=Chain((*before, self.polish)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +371,7 @@ class _Finish:
                 sparsity = min(sparsity, max(point.sparsity for point in left))
         else:
             aim = limit if again else AGAIN * limit
-            sparsity = self.search.proposal([*left, refused], aim)
+            sparsity = self.search.proposal([*self._raised(points, left, refused), refused], aim)
         steps = fix(self.step, sparsity)
         if any(point.steps == steps for point in left):  # a floor that was tried already
             return points, known
@@ -327,8 +392,19 @@ class _Finish:
             return self(points, limit, point, most, again=False)
         return points, best_of([point, known], limit)
 
+    def _raised(self, points: list[Point], left: list[Point], made: Point) -> list[Point]:
+        """Give points as they would be after this step's repair, judging by one that had it."""
+        rough = [point for point in points if point.steps != fix(self.step, point.sparsity)]
+        if not rough:
+            return left
+        gained = min(MOST_GAINED, max(1.0, expected(rough, made.sparsity) / made.bound))
+        return [
+            replace(point, aimed=point.bound / gained) if point in rough else point
+            for point in left
+        ]
 
-def _looked(finish: _Finish, points: list[Point], judge: Judge, *, staged: bool) -> list[Point]:
+
+def _looked(finish: _Finish, points: list[Point], show: _Show, *, staged: bool) -> list[Point]:
     """Show the judge a candidate, and as long as it says no, a less sparse one.
 
     Returns:
@@ -338,21 +414,22 @@ def _looked(finish: _Finish, points: list[Point], judge: Judge, *, staged: bool)
     best: Point | None = best_of(points, limit)
     if staged and not any(point.notes for point in points):
         points, best = finish(points, limit)
+    polished: dict[Point, Point] = {}
     for less in (*LESS, None):
         if best is None:  # nothing less sparse is to be had
             break
-        excess = judge(Candidate(best.state, best.steps, best.notes))
-        if best.notes or excess <= 1 or best.sparsity <= finish.search.floor:
+        polished[best], excess = show(best)
+        if polished[best].notes or excess <= 1 or best.sparsity <= finish.search.floor:
             break
         if less is not None:
             # The judge saw more than the choose set did: ask that set for as much less.
             had = max(best.bound, NOTHING * limit)
             limit = min(limit, had * min(less, max(LEAST, less / excess)))
             points, best = finish(points, limit, replace(best, aimed=had), had / excess)
-    return points
+    return [polished.get(point, point) for point in points]
 
 
-def _alone(steps: Step, asked: float | None, state: State, problem: Problem, judge: Judge) -> Point:
+def _alone(steps: Step, asked: float | None, state: State, problem: Problem, show: _Show) -> Point:
     """Make the one candidate of steps without an open sparsity, and show it to the judge."""
     found = checked(steps, state, problem)
     sparsity = found.sparsity if asked is None else asked
@@ -362,8 +439,7 @@ def _alone(steps: Step, asked: float | None, state: State, problem: Problem, jud
         # Nothing was to be chosen here, so the judge can still say what becomes of such outputs.
         note = f"its distance was not measured: {error}"
         point = Point(sparsity, found, steps, inf, inf, (note,), nan)
-    judge(Candidate(point.state, steps, point.notes))
-    return point
+    return show(point)[0]
 
 
 def over_free(state: State, sparsity: float) -> float:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxpress.candidates import FINAL, ROUGH, Plan, over_free, rough_search
+from onnxpress.candidates import FINAL, POLISHING, ROUGH, Plan, over_free, rough_search
 from onnxpress.objective import objective_of
 from onnxpress.search import Point, best_of, tolerance_of
 from onnxpress.step import Chain
 from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.polish import Polish
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.units import TRIFLE, Units, read_by
 from onnxpress.unit_scores import runs_of
@@ -86,13 +87,14 @@ def ways_for(state: State, problem: Problem) -> tuple[Way, ...]:
     """List the ways a model has: units that can leave, and matrices wide enough to be gathered."""
     ways = []
     final, rough = Repair(work=FINAL, enough=TRIFLE), Repair(work=ROUGH, enough=ENOUGH)
+    polish = Polish(work=POLISHING)
     if problem.groups is not None and read_by(problem.groups, state.free):
         units = Units(multiple=MULTIPLE, channels=CHANNELS, beyond=BEYOND)
-        plan = Plan(Chain((units, final)), Chain((units, rough)))
+        plan = Plan(Chain((units, final)), Chain((units, rough)), polish=polish)
         ways.append(Way("units", plan, "auto"))
     if _gathered_share(state, problem) >= GATHERED_SHARE:
         greedy = Greedy(pattern=f"rows:{HEIGHT}")
-        plan = Plan(Chain((greedy, final)), Chain((greedy, rough)))
+        plan = Plan(Chain((greedy, final)), Chain((greedy, rough)), polish=polish)
         ways.append(Way(f"rows in groups of {HEIGHT}", plan, "gathered"))
     return tuple(ways)
 

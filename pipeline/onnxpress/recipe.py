@@ -30,6 +30,7 @@ from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.l0 import L0
 from onnxpress.steps.magnitude import Magnitude
+from onnxpress.steps.polish import Polish
 from onnxpress.steps.refit import Refit
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store
@@ -43,6 +44,7 @@ STEPS: Mapping[str, type[Any]] = {
     "l0": L0,
     "refit": Refit,
     "repair": Repair,
+    "polish": Polish,
     "store": Store,
     "units": Units,
     "only": Only,

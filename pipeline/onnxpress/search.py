@@ -184,6 +184,27 @@ def best_of(points: Sequence[Point], limit: float) -> Point:
     return max(within, key=lambda point: point.sparsity)
 
 
+def expected(points: Sequence[Point], sparsity: float) -> float:
+    """Say which bound to expect at a sparsity, by the points nearest to it.
+
+    log d is taken for a line in log density: through a point on either side, or through the nearest
+    with the slope ``STEEPNESS``.
+
+    Args:
+        points: tried, at least one.
+        sparsity: 0 to 1.
+    """
+    kept = {point: log(max(1 - point.sparsity, 1e-6)) for point in points}
+    here = log(max(1 - sparsity, 1e-6))
+    less = max((p for p in points if kept[p] >= here), key=lambda p: p.sparsity, default=None)
+    more = min((p for p in points if kept[p] < here), key=lambda p: p.sparsity, default=None)
+    if less is not None and more is not None and 0 < less.bound < inf and 0 < more.bound < inf:
+        share = (here - kept[less]) / (kept[more] - kept[less])
+        return less.bound * exp(share * log(more.bound / less.bound))
+    nearest = min(points, key=lambda point: abs(kept[point] - here))
+    return nearest.bound * exp(STEEPNESS * (kept[nearest] - here))
+
+
 def tried(step: Step, sparsity: float, state: State, problem: Problem) -> Point:
     """Run a step with its open budgets at a sparsity, and measure what it makes."""
     objective_of(problem)  # outputs that are not finite are refused before any work

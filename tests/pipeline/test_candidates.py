@@ -21,6 +21,8 @@ from onnxpress.candidates import (
     FURTHER,
     GAIN,
     MOST_JUDGED,
+    POLISHING,
+    POLISHING_ALONE,
     ROUGH,
     ROUGHLY,
     ROUNDED,
@@ -36,6 +38,7 @@ from onnxpress.state import State
 from onnxpress.step import Chain, Only, is_open
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.magnitude import Magnitude
+from onnxpress.steps.polish import Polish
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store
 from onnxpress_adapters.errors import MisuseError, StepError
@@ -68,6 +71,8 @@ def test_the_default_plan_is_open() -> None:
     assert default_plan(searched=False).final == Chain((Greedy(), Repair(work=ALONE)))
     assert plan.final == Chain((Greedy(), Repair(work=FINAL)))
     assert plan.rough == Chain((Greedy(), Repair(work=ROUGH)))
+    assert plan.polish == Polish(work=POLISHING)
+    assert default_plan(searched=False).polish == Polish(work=POLISHING_ALONE)
     assert is_open(plan.final)
     assert is_open(plan.rough)
     assert plan.is_staged
@@ -81,6 +86,52 @@ def test_the_default_plan_is_open() -> None:
         assert after.work == ROUNDED * work
         assert before.work + after.work == work
     assert not Plan.of(plan.final).is_staged
+
+
+def test_a_polish_at_the_end_is_for_what_the_judge_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, judge, law = plain_case(), Judge([1.5, 1.0]), power(0.7, 3.5)
+    monkeypatch.setattr(Polish, "__call__", lambda self, state, problem: state.noted("polished"))
+    plan = Plan.of(Chain((Fake(law), Polish(work=3.0))))
+    points = hunt(plan, case.state, case.problem, judge)
+    assert plan.polish == Polish(work=3.0)
+    assert len(judge.seen) == 2
+    for candidate in judge.seen:
+        assert isinstance(candidate.steps, Chain)
+        assert candidate.steps.steps[1:] == (Polish(work=3.0),)
+        assert candidate.state.log[-1] == "polished"
+        (point,) = (point for point in points if point.state is candidate.state)
+        assert point.steps == candidate.steps
+        assert point.distance == pytest.approx(law(point.sparsity), rel=1e-4)
+    others = [p for p in points if p.state not in [candidate.state for candidate in judge.seen]]
+    assert others
+    assert all("polished" not in point.state.log for point in others)
+
+
+def test_a_polish_anywhere_else_is_refused() -> None:
+    for steps in (
+        Chain((Polish(), Magnitude())),
+        Chain((Only("w*", Polish()), Magnitude())),
+        Chain((Search(Chain((Magnitude(), Polish()))), Repair())),
+        Chain((Chain((Magnitude(), Polish())),)),
+    ):
+        with pytest.raises(MisuseError, match="make it the last step of the recipe"):
+            Plan.of(steps)
+
+
+def test_without_time_there_is_no_polish_and_interrupted_it_is_left_out() -> None:
+    plan = Plan.of(Chain((Magnitude(sparsity=0.5), Polish())))
+    case, judge = plain_case(), Judge([1.0])
+    (point,) = hunt(plan, case.state, case.problem, judge, deadline=monotonic() - 1)
+    assert point.steps == Chain((Magnitude(sparsity=0.5),))
+    with pytest.MonkeyPatch.context() as patch:
+
+        def interrupt(self: Polish, state: State, problem: Problem) -> State:
+            raise KeyboardInterrupt
+
+        patch.setattr(Polish, "__call__", interrupt)
+        (point,) = hunt(plan, case.state, case.problem, judge)
+    assert point.steps == Chain((Magnitude(sparsity=0.5),))
+    assert point.notes == judge.seen[-1].notes == (INTERRUPTED,)
 
 
 def test_an_accepted_candidate_ends_it() -> None:
@@ -271,8 +322,9 @@ def test_a_second_look_asks_for_less() -> None:
     law = both.final.law
     for (before, after), excess in zip(pairwise(both.final.tried), (1.5, 1.2), strict=True):
         assert after < before
-        # The next lies between what the quick ones left and what the refused one left.
         assert law(after) < law(before) / excess
+    # By what the long repair had gained where the judge said no, it goes no further than needed.
+    assert law(both.final.tried[1]) == pytest.approx(law(both.final.tried[0]) * 0.8 / 1.5, rel=0.1)
 
 
 def test_no_look_asks_for_more_than_the_first() -> None:
