@@ -8,7 +8,7 @@ is timed against the original.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,16 +16,19 @@ from onnxpress.candidates import FINAL, POLISHING, ROUGH, Plan, over_free, rough
 from onnxpress.objective import objective_of
 from onnxpress.search import Point, best_of, tolerance_of
 from onnxpress.step import Chain
-from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.gather import HEIGHTS, Gather, gatherable
 from onnxpress.steps.polish import Polish
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.units import TRIFLE, Units, read_by
 from onnxpress.unit_scores import runs_of
 from onnxpress_adapters.errors import StepError
+from onnxpress_exporters.gathered_times import GatheredTimes, gathered_times
 
 if TYPE_CHECKING:
     from onnxpress.problem import Problem
     from onnxpress.state import State
+    from onnxpress_adapters.layers import Layer
+    from onnxpress_adapters.weights import WeightKey
     from onnxpress_exporters.write import Form
 
 MULTIPLE = 8
@@ -33,9 +36,6 @@ MULTIPLE = 8
 
 CHANNELS = 16
 """Channels that leave together: with AVX-512 onnxruntime convolves blocks of 16, filled or not."""
-
-HEIGHT = 64
-"""Rows that share their columns."""
 
 BEYOND = 4.0
 """Times the tolerance after which no more units leave."""
@@ -48,6 +48,9 @@ WIDE = 256
 
 GATHERED_SHARE = 0.25
 """Share of a model's multiplications that such matrices have to be, to be worth a search."""
+
+MOST_TIMED = 24
+"""Matrices that are timed in groups, those with most of the work; the others stay whole."""
 
 Clock = Callable[["State", "Form"], float]
 """Gives the time of the file a state makes, as a share of the original's."""
@@ -92,24 +95,41 @@ def ways_for(state: State, problem: Problem) -> tuple[Way, ...]:
         units = Units(multiple=MULTIPLE, channels=CHANNELS, beyond=BEYOND)
         plan = Plan(Chain((units, final)), Chain((units, rough)), polish=polish)
         ways.append(Way("units", plan, "auto"))
-    if _gathered_share(state, problem) >= GATHERED_SHARE:
-        greedy = Greedy(pattern=f"rows:{HEIGHT}")
-        plan = Plan(Chain((greedy, final)), Chain((greedy, rough)), polish=polish)
-        ways.append(Way(f"rows in groups of {HEIGHT}", plan, "gathered"))
+    counts = runs_of(objective_of(problem), state)
+    layers = [layer for layer in gatherable(problem.network.layers, state) if layer.key in counts]
+    if _wide_share(layers, problem, counts) >= GATHERED_SHARE:
+        gather = Gather(times=_timed(layers, problem, counts))
+        plan = Plan(Chain((gather, final)), Chain((gather, rough)), polish=polish)
+        ways.append(Way("rows in groups", plan, "gathered"))
     return tuple(ways)
 
 
-def _gathered_share(state: State, problem: Problem) -> float:
+def _wide_share(
+    layers: Sequence[Layer], problem: Problem, counts: Mapping[WeightKey, float]
+) -> float:
     """Give the share of a sample's multiplications that wide matrices are."""
-    counts = runs_of(objective_of(problem), state)
-    layers = {layer.key: layer for layer in problem.network.layers if layer.key in counts}
-    work = {key: counts[key] * layer.rows * layer.columns for key, layer in layers.items()}
-    wide = sum(
-        work[key]
-        for key, layer in layers.items()
-        if key in state.free and layer.groups == 1 and min(layer.rows, layer.columns) >= WIDE
-    )
-    return wide / max(sum(work.values()), 1.0)
+    known = [layer for layer in problem.network.layers if layer.key in counts]
+    work = {layer.key: counts[layer.key] * layer.rows * layer.columns for layer in known}
+    wide = (layer for layer in layers if min(layer.rows, layer.columns) >= WIDE)
+    return sum(work[layer.key] for layer in wide) / max(sum(work.values()), 1.0)
+
+
+def _timed(
+    layers: Sequence[Layer], problem: Problem, counts: Mapping[WeightKey, float]
+) -> tuple[tuple[str, GatheredTimes], ...]:
+    """Time the matrices with most of the work, one of each size."""
+    most = sorted(
+        layers, key=lambda layer: (-counts[layer.key] * layer.rows * layer.columns, layer.key)
+    )[:MOST_TIMED]
+    sizes: dict[tuple[int, int, int], GatheredTimes] = {}
+    found = []
+    for layer in most:
+        size = layer.rows, layer.columns, max(1, round(counts[layer.key]))
+        if size not in sizes:
+            problem.progress("pressing", 0.0, f"timing {size[0]} x {size[1]} in groups of rows")
+            sizes[size] = gathered_times(*size, HEIGHTS)
+        found.append((str(layer.key), sizes[size]))
+    return tuple(found)
 
 
 def choose_way(

@@ -47,8 +47,8 @@ class Job:
             ``"fastest"``, which removes units or lets rows share their columns, whichever
             onnxruntime runs faster; or ``"faithful"``, the greedy that measures every neighbour.
         pattern: what may stay together in each weight: ``none``, ``2:4`` or any n:m,
-            ``block:4x8``, ``rows:32``; goes without a recipe, whose steps have patterns of their
-            own.
+            ``block:4x8``, ``rows:32``, ``even:32``; goes without a recipe, whose steps have
+            patterns of their own.
         values: how those of weights are stored: ``fp32`` (as they are), ``fp16``, ``int8`` to
             ``int4`` with scales, ``palette`` (16 values a weight, zero included); goes without a
             recipe, as ``pattern`` does.

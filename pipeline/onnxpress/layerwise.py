@@ -51,6 +51,9 @@ SURGERY_UNITS = 12.0
 MEASURE_UNITS = 8.0
 """Work spent on measuring d with one layer pruned."""
 
+FEWEST_SAMPLES, FEWEST_LEVELS = 6, 3
+"""Of such a measurement, however dear they are."""
+
 HESSIAN_ENTRIES = 200_000_000
 """Entries of layer Hessians held at the same time."""
 
@@ -260,8 +263,8 @@ def _measured(objective: Objective, curve: Curve, curves: int) -> Curve:
     levels = len(DENSITIES) - 1
     forwards = cost.effort * MEASURE_UNITS * MACS_PER_UNIT / curves
     each = cost.macs + NODE_MACS * cost.nodes / 3 / 32
-    samples = max(8, min(256, len(problem.choose[0]), int(forwards / levels / each)))
-    picked = max(4, min(levels, int(forwards / (samples * each))))
+    samples = max(FEWEST_SAMPLES, min(256, len(problem.choose[0]), int(forwards / levels / each)))
+    picked = max(FEWEST_LEVELS, min(levels, int(forwards / (samples * each))))
     places = sorted({round(x) for x in np.linspace(1, levels, picked)})
     counts = curve.counts()
     whole = counts[0] == curve.values.numel()

@@ -26,6 +26,8 @@ class Pattern:
         span: see ``most``.
         rows: height of the blocks that leave or stay whole; smaller at the lower edge.
         columns: their width; smaller at the right edge.
+        even: whether every ``rows`` rows keep as many columns, of their own choice. Written
+            gathered, all of them take as long as the one that keeps most.
 
     Source:
         Mishra et al. 2021 for 2:4; FACTS section 2, "Sparsity that stock onnxruntime does run
@@ -36,10 +38,11 @@ class Pattern:
     span: int = 0
     rows: int = 1
     columns: int = 1
+    even: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Read ``none``, ``2:4``, ``block:4x8`` (rows x columns) or ``rows:32``.
+        """Read ``none``, ``2:4``, ``block:4x8`` (rows x columns), ``rows:32`` or ``even:32``.
 
         Raises:
             MisuseError: it is none of them, or its numbers make no sense.
@@ -59,15 +62,17 @@ class Pattern:
                 return cls(0, 0, rows, columns)
         if (found := fullmatch(r"rows:(\d{1,9})", text)) and int(found[1]) > 0:
             return cls(0, 0, int(found[1]), 1)
+        if (found := fullmatch(r"even:(\d{1,9})", text)) and int(found[1]) > 0:
+            return cls(0, 0, int(found[1]), 1, even=True)
         raise MisuseError(
             f"'{text}' is no pattern; write n:m with n below m such as 2:4, block:ROWSxCOLUMNS "
-            "such as block:4x8, rows:32, or none"
+            "such as block:4x8, rows:32, even:32, or none"
         )
 
     @property
     def is_blocked(self) -> bool:
         """Whether entries leave several at a time."""
-        return self.rows * self.columns > 1
+        return self.rows * self.columns > 1 or self.even
 
     @property
     def is_free(self) -> bool:

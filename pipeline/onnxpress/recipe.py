@@ -26,6 +26,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from onnxpress.job import BuiltIn, Job
 from onnxpress.search import Search
 from onnxpress.step import Budgeted, Chain, Only, Step, check_sparsity
+from onnxpress.steps.gather import Gather
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.l0 import L0
@@ -40,6 +41,7 @@ from onnxpress_adapters.errors import MisuseError, OnnxpressError
 STEPS: Mapping[str, type[Any]] = {
     "magnitude": Magnitude,
     "greedy": Greedy,
+    "gather": Gather,
     "iht": Iht,
     "l0": L0,
     "refit": Refit,
@@ -53,8 +55,8 @@ STEPS: Mapping[str, type[Any]] = {
 }
 """What a recipe may name."""
 
-HIDDEN = frozenset({"deadline"})
-"""Fields of steps that are no configuration: a moment of this machine's clock."""
+HIDDEN = frozenset({"deadline", "times"})
+"""Fields of steps that are no configuration: a moment of this machine's clock, and what it read."""
 
 MOST_BYTES = 1 << 20
 STRICT = ConfigDict(strict=True)  # `sparsity: yes` is not 1.0

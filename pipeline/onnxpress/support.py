@@ -108,7 +108,8 @@ def keep_patterned(
 ) -> dict[WeightKey, Tensor]:
     """Mark the best entries over several tensors that a pattern lets stay together.
 
-    Units leave whole: blocks of the pattern, or single entries. A unit counts what its entries'
+    Units leave whole: blocks of the pattern, or single entries; where a pattern is even, one block
+    of every group of rows, the worst that each has left. A unit counts what its entries'
     scores add up to, by its entries, so that the smaller ones at an edge are no cheaper. Units stay
     in that order, ties in the order of the matrices, until the first that does not fit; so the
     supports of all counts are nested, and fewer entries than ``count`` may stay.
@@ -173,8 +174,10 @@ def _keep_blocks(
     for key, value in scores.items():
         if key in layers:
             matrix = _seen(value, layers[key])
-            size = pattern.pooled(torch.ones_like(matrix))
-            worth.append((pattern.pooled(matrix) / size).reshape(-1))
+            sums, size = pattern.pooled(matrix), pattern.pooled(torch.ones_like(matrix))
+            if pattern.even:  # the best column of every group of rows, their second best, ...
+                sums, size = sums.sort(dim=2, descending=True).values.sum((0, 1)), size.sum((0, 1))
+            worth.append((sums / size).nan_to_num(torch.inf, torch.inf, -torch.inf).reshape(-1))
             sizes.append(size.reshape(-1).long())
         else:
             worth.append(value.detach().reshape(-1).double())
@@ -187,6 +190,8 @@ def _keep_blocks(
     parts = kept.split([part.numel() for part in worth])
     for (key, value), part in zip(scores.items(), parts, strict=True):
         if key in layers:
+            if pattern.even:
+                part = _ranked(pattern.pooled(_seen(value, layers[key])), part)
             supports[key] = _through(value, layers[key], partial(_spread, part, pattern))
         else:
             supports[key] = part.reshape(value.shape)
@@ -197,6 +202,12 @@ def _seen(value: Tensor, layer: Layer) -> Tensor:
     """See scores as the layer's matrix; unlike values they are not scaled on the way."""
     places = layer.matrix(torch.arange(value.numel(), device=value.device).reshape(value.shape))
     return value.detach().reshape(-1)[places]
+
+
+def _ranked(sums: Tensor, kept: Tensor) -> Tensor:
+    """Mark in each row of ``[groups, down, across]`` those whose rank is kept, ``[across]``."""
+    order = sums.sort(dim=2, descending=True, stable=True).indices
+    return torch.zeros_like(sums, dtype=torch.bool).scatter_(2, order, kept.expand_as(sums))
 
 
 def _spread(blocks: Tensor, pattern: Pattern, matrix: Tensor) -> Tensor:

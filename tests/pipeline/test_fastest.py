@@ -18,8 +18,11 @@ from onnxpress.job import Job
 from onnxpress.press import compress
 from onnxpress.shrinking import with_groups
 from onnxpress.state import State
+from onnxpress.step import Chain
+from onnxpress.steps.gather import Gather
 from onnxpress_adapters.errors import MisuseError, SparsityError
 from onnxpress_adapters.read import read_model
+from onnxpress_exporters.gathered_times import GatheredTimes
 from onnxpress_exporters.latency import Race
 from onnxpress_exporters.write import Form
 from small_models import perceptron, value
@@ -69,7 +72,7 @@ def test_ways_that_lead_nowhere_are_told() -> None:
     )
 
 
-def test_what_ways_a_model_has() -> None:
+def test_what_ways_a_model_has(monkeypatch: pytest.MonkeyPatch) -> None:
     made = perceptron()
     case = case_of(made)
     assert ways_for(case.state, case.problem) == ()
@@ -77,8 +80,12 @@ def test_what_ways_a_model_has() -> None:
     assert (units.name, units.form) == ("units", "auto")
     wide = linear_model(np.ones((256, 300)))
     case = case_of(wide)
+    monkeypatch.setattr(fastest, "gathered_times", lambda *_: GatheredTimes(1.0, ()))
     (rows,) = ways_for(case.state, with_groups(case.problem, wide))
-    assert (rows.name, rows.form) == ("rows in groups of 64", "gathered")
+    assert (rows.name, rows.form) == ("rows in groups", "gathered")
+    gather = Gather(times=(("w", GatheredTimes(1.0, ())),))
+    assert isinstance(rows.plan.final, Chain)
+    assert rows.plan.final.steps[0] == gather
 
 
 @pytest.fixture

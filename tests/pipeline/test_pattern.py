@@ -31,7 +31,7 @@ from onnxpress_adapters.read import read_model
 from onnxpress_adapters.weights import WeightKey
 from onnxpress_exporters.densify import densify
 
-PATTERNS = ("2:4", "1:3", "block:2x3", "rows:4")
+PATTERNS = ("2:4", "1:3", "block:2x3", "rows:4", "even:4")
 
 
 def holds(support: Tensor, pattern: Pattern) -> bool:
@@ -47,6 +47,8 @@ def holds(support: Tensor, pattern: Pattern) -> bool:
                 block = support[group, top : top + pattern.rows, left : left + pattern.columns]
                 if bool(block.any()) != bool(block.all()):
                     return False
+    if pattern.even:
+        return int(support[:, :: pattern.rows].sum(2).unique().numel()) == 1
     return True
 
 
@@ -97,6 +99,7 @@ LAYERS = every_layer()
         ("1:16", Pattern(1, 16)),
         ("block:4x8", Pattern(0, 0, 4, 8)),
         ("rows:32", Pattern(0, 0, 32, 1)),
+        ("even:32", Pattern(0, 0, 32, 1, even=True)),
     ],
 )
 def test_patterns_read(text: str, wanted: Pattern) -> None:
@@ -105,7 +108,19 @@ def test_patterns_read(text: str, wanted: Pattern) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "4:4", "5:4", "0:4", "2:", "block:0x4", "block:4", "rows:0", "rows:-1", "columns:2"],
+    [
+        "",
+        "4:4",
+        "5:4",
+        "0:4",
+        "2:",
+        "block:0x4",
+        "block:4",
+        "rows:0",
+        "rows:-1",
+        "even:0",
+        "columns:2",
+    ],
 )
 def test_patterns_that_are_none(text: str) -> None:
     with pytest.raises(MisuseError, match=f"'{text}' is no pattern; write n:m with n below m"):
@@ -156,6 +171,20 @@ def test_a_tie_of_blocks_goes_to_the_lower_one() -> None:
     assert kept.int().tolist() == [[1] * 4] * 2 + [[0] * 4] * 4
 
 
+def test_even_rows_by_hand() -> None:
+    scores = torch.tensor([[9.0, 8, 0], [1, 2, 9], [5, 4, 8], [2, 3, 1]])
+    layers = {
+        layer.key: layer for layer in case_of(linear_model(np.ones((4, 3)))).problem.network.layers
+    }
+    pattern = Pattern.parse("even:2")
+    # Rows 0 and 1 add up to 17, 3, 9 and 5 by column, row 2 alone has 0, 9, 8 and 1.
+    for count, wanted in ((3, 1), (5, 1), (6, 2), (8, 2), (9, 3), (12, 4)):
+        kept = keep_patterned({key("w"): scores}, count, pattern, layers)[key("w")]
+        assert kept.sum(0).tolist() == [wanted] * 3
+    kept = keep_patterned({key("w"): scores}, 6, pattern, layers)[key("w")]
+    assert kept.T.int().tolist() == [[1, 0, 1, 0], [1, 0, 1, 0], [0, 1, 1, 0]]
+
+
 @pytest.mark.parametrize("text", PATTERNS)
 def test_a_budget_over_several_weights(text: str) -> None:
     case = case_of(MODELS["cnn"]())
@@ -173,7 +202,8 @@ def test_a_budget_over_several_weights(text: str) -> None:
         total = sum(int(mask.sum()) for mask in kept.values())
         most = sum(pattern.capacity(x.groups, x.rows, x.columns) for x in layers.values())
         assert total <= min(count, most)
-        assert total > min(count, most) - pattern.rows * pattern.columns
+        slices = [x.groups * x.rows for x in layers.values()] if pattern.even else []
+        assert total > min(count, most) - max([pattern.rows * pattern.columns, *slices])
         for name, mask in kept.items():
             assert holds(layers[name].matrix(mask), pattern)
             assert before is None or not (mask & ~before[name]).any()

@@ -73,7 +73,7 @@ For example:
     default="none",
     show_default=True,
     metavar="N:M",
-    help="Which weights may stay together: 2:4, block:4x8 or rows:32.",
+    help="Which weights may stay together: 2:4, block:4x8, rows:32 or even:32.",
 )
 @click.option(
     "--values",

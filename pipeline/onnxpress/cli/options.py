@@ -80,7 +80,7 @@ form_option = click.option(
     show_default=True,
     help="How weights are written: auto takes the smaller of dense and sparse, and packs values of "
     "fewer bits (--values); packed decodes itself when a runtime loads it; gathered runs faster "
-    "where rows share their columns (--pattern rows:64).",
+    "where rows share their columns (--pattern even:64).",
 )
 
 freeze_option = click.option(

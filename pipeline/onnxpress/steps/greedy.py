@@ -72,8 +72,8 @@ class Greedy:
         block: share of the remaining entries that leave in one block, to begin with.
         trust: a block is taken back when d rises by more than so many times the prediction.
         between: the repair after each block.
-        pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``, ``rows:32``
-            (``Pattern.parse``).
+        pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``,
+            ``rows:32``, ``even:32`` (``Pattern.parse``).
         score: ``predicted``, as above, or ``exact``; ``layerwise``, ``block`` and ``trust`` are
             for the first.
         per_round: with the score ``exact``, how many of the closest neighbours leave at once. More
@@ -125,7 +125,7 @@ class Greedy:
             return Rounds(self.between, self.per_round, self.hours).walk(state, problem, goal)
         note = unpatterned(state.free, Pattern.parse(self.pattern), layers_by_key(objective))
         state = state.noted(note) if note else state
-        if _is_untouched(state, problem):
+        if is_untouched(state, problem):
             first = max(goal, target_count(state, min(self.layerwise, 1.0)))
             state = self._layer_by_layer(state, objective, first)
         elif excess := self._excess(state, objective):
@@ -284,7 +284,8 @@ def _by_surgery(
     return taken
 
 
-def _is_untouched(state: State, problem: Problem) -> bool:
+def is_untouched(state: State, problem: Problem) -> bool:
+    """Say whether every free weight still is what it was in the original."""
     return all(
         state.weights[key].values is problem.reference[key]
         or bool((state.weights[key].values == problem.reference[key]).all())

@@ -49,8 +49,9 @@ class Iht:
             rounds earlier.
         metric: ``gauss-newton``, the diagonal of d's Gauss-Newton matrix at the first point, or
             ``euclidean``, the paper's. None for the paper's with its steps, the other one else.
-        pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``, ``rows:32``
-            (``Pattern.parse``); H_s then projects onto supports of that pattern.
+        pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``,
+            ``rows:32``, ``even:32`` (``Pattern.parse``); H_s then projects onto supports of that
+            pattern.
         scope: ``global``: entries of all weights compete; ``layer``: each weight keeps its share.
         objective: f: the distance to the original network, or a task's loss on labelled samples.
         step: ``trajectory``: γ begins at one over the curvature around the first point, is held to

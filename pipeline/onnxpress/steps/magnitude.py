@@ -38,8 +38,8 @@ class Magnitude:
             ``theorem`` zeroes the smallest ⌊D^(1-alpha)⌋ entries of a weight with D of them, so
             that large layers lose a smaller share than small ones.
         alpha: for the theorem, between 0 and 1; None to follow from the sparsity.
-        pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``, ``rows:32``
-            (``Pattern.parse``).
+        pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``,
+            ``rows:32``, ``even:32`` (``Pattern.parse``).
 
     Source:
         seeds/magnitude_pruning_review.md, "The Main Result": the smallest entries of each weight
