@@ -75,7 +75,7 @@ GAIN = 1.2
 GAINS: Mapping[Values, float] = {"int6": 1.1, "int5": 1.08, "int4": 1.0, "palette": 1.0}
 """The same where values take fewer bits: the more of d is rounding, the less a repair gains."""
 
-ROUGHLY = 0.12
+ROUGHLY = 0.15
 """How close, as a share of the entries kept, candidates with a rough repair close in."""
 
 SEARCHING = 0.5

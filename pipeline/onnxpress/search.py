@@ -144,7 +144,9 @@ class Search:
             late = self.deadline is not None and monotonic() > self.deadline
             if points and (high[0] <= self.floor or narrow or late):
                 break  # one is always tried, or there would be nothing to judge
-            sparsity = max(self.floor, _between(low, high, limit) if points or most < 1 else FIRST)
+            part = _part(points[len(known) :], limit)
+            between = _between(low, high, limit, part)
+            sparsity = max(self.floor, between if points or most < 1 else FIRST)
             problem.progress("pressing", place / self.rounds, f"trying sparsity {sparsity:.3f}")
             try:
                 point = self._try(sparsity, state, problem)
@@ -277,6 +279,24 @@ def _bracket(
         if point.bound > limit and low[0] < point.sparsity < high[0]:
             high = (point.sparsity, point.bound)
     return low, high
+
+
+def _part(points: Sequence[Point], limit: float) -> tuple[float, float]:
+    """Say in which part of its bracket the next point may lie.
+
+    Where the last ones all fell on one side, the line through the ends misjudges the other, as in
+    the method of false position: the next is held to the half, then to the third nearer to it.
+
+    Source:
+        Dahlquist & Björck 1974, Numerical Methods, 6.4.4 (the Illinois variant, which halves).
+    """
+    sides = [point.bound <= limit for point in points]
+    alike = next((n for n, side in enumerate(reversed(sides)) if side != sides[-1]), len(sides))
+    if alike < 2:
+        return INNER
+    if sides[-1]:
+        return 1 - 1 / alike, INNER[1]
+    return INNER[0], 1 / alike
 
 
 def _between(

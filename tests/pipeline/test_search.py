@@ -292,3 +292,16 @@ def test_a_final_that_can_go_no_further_leaves_what_was_tried() -> None:
     points = hunt(plan, case.state, case.problem, judge)
     assert len(shown) == 1
     assert any(point.state is shown[0].state for point in points)
+
+
+@pytest.mark.parametrize("edge", [0.45, 0.55, 0.7])
+@pytest.mark.parametrize("before", [1e-9, 8e-3])
+def test_a_law_with_an_edge_is_closed_in_from_both_sides(edge: float, before: float) -> None:
+    # The line through the ends of the bracket puts every point on one side of the edge.
+    case, step = plain_case(), Fake(lambda sparsity: before if sparsity < edge else 0.02)
+    points = Search(step, resolution=0.1).points(case.state, case.problem)
+    low = max(point.sparsity for point in points if point.upper <= 0.009)
+    high = min(point.sparsity for point in points if point.upper > 0.009)
+    assert low < edge <= high
+    assert 1 - low <= (1 - high) * 1.1
+    assert len(points) <= 6
