@@ -17,7 +17,7 @@ from onnxpress.state import State
 from onnxpress.step import Step
 from onnxpress.steps import repair
 from onnxpress.steps.magnitude import Magnitude
-from onnxpress.steps.repair import Repair
+from onnxpress.steps.repair import WHOLE_BATCH_SHARE, Repair
 from onnxpress_adapters.weights import Dense
 
 
@@ -60,9 +60,14 @@ def test_auto_keeps_the_better_of_both() -> None:
     case = case_of(MODELS["mlp"](), effort=0.02)
     pruned = Magnitude(sparsity=0.4)(case.state, case.problem)
     objective = objective_of(case.problem)
+    share = WHOLE_BATCH_SHARE
     found = [
-        objective.measure_choose(Repair(method=method)(pruned, case.problem).tensors).value
-        for method in ("auto", "adam", "lbfgs")
+        objective.measure_choose(step(pruned, case.problem).tensors).value
+        for step in (
+            Repair(work=10.0),
+            Repair("adam", work=10.0 * (1 - share)),
+            Repair("lbfgs", work=10.0 * share),
+        )
     ]
     assert found[0] == min(found[1:])
 
