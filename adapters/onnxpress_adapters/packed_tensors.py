@@ -78,18 +78,24 @@ def _unpack(graph: GraphProto, prefix: str, most_bytes: int) -> None:
         for tensor in graph.initializer
         if tensor.name.startswith(prefix)
     }
+    last = {name: place for place, node in enumerate(graph.node) for name in node.input}
     gone = []
     for place, node in enumerate(graph.node):
         if not node.input or not all(name.startswith(prefix) for name in node.input):
             continue
-        made = _run(node, known, most_bytes)
-        plain = [(n, array) for n, array in made.items() if not n.startswith(prefix)]
-        known.update((n, array) for n, array in made.items() if n.startswith(prefix))
-        tensors = [_tensor(name, array, node) for name, array in plain]
+        tensors = []
+        for made, array in _run(node, known, most_bytes).items():
+            if made.startswith(prefix):
+                known[made] = array
+            else:
+                tensors.append(_tensor(made, array, node))
+        for used in node.input:  # what nothing reads any more may be as large as a weight
+            if last[used] == place:
+                known.pop(used, None)
         if node.name and tensors:
-            name = "" if node.name.startswith(prefix) else node.name
+            name, output = "" if node.name.startswith(prefix) else node.name, tensors[0].name
             tensors[0].ClearField("name")
-            node.CopyFrom(helper.make_node("Constant", [], [plain[0][0]], name, value=tensors[0]))
+            node.CopyFrom(helper.make_node("Constant", [], [output], name, value=tensors[0]))
         else:
             graph.initializer.extend(tensors)
             gone.append(place)
