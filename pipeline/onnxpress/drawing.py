@@ -68,6 +68,43 @@ def moved(inputs: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     return result
 
 
+def pasted(
+    values: Sequence[Tensor], inputs: Sequence[Tensor], generator: torch.Generator
+) -> list[Tensor]:
+    """Put a part of another picture into each: a box of a quarter to three quarters of its sides.
+
+    Args:
+        values: one tensor ``[count, *feed shape]`` per graph input, to put boxes into.
+        inputs: one tensor ``[samples, *feed shape]`` per graph input, to take them from; what is no
+            picture of real numbers stays as it is.
+        generator: source of chance; one draw a sample, the same for all inputs.
+
+    Source:
+        Yun et al. 2019, "CutMix"; here the original network says what the mixture is.
+    """
+    count = len(values[0])
+    others = torch.randint(0, len(inputs[0]), (count,), generator=generator)
+    sides = 0.25 + 0.5 * torch.rand(2, count, generator=generator)
+    starts = torch.rand(2, count, generator=generator) * (1 - sides)
+    result = []
+    for value, source in zip(values, inputs, strict=True):
+        axes = picture_axes(value.shape[1:]) if value.is_floating_point() else None
+        if axes is None:
+            result.append(value)
+            continue
+        inside = torch.ones((), dtype=torch.bool)
+        for axis, side, start in zip(axes, sides, starts, strict=True):
+            size = value.shape[axis + 1]
+            place = (torch.arange(size) + 0.5) / size
+            within = (place >= start[:, None]) & (place < (start + side)[:, None])
+            shape = [count, *(1,) * (value.ndim - 1)]
+            shape[axis + 1] = size
+            inside = inside & within.reshape(shape)
+        taken = source[others.to(source.device)]
+        result.append(torch.where(inside.to(value.device), taken, value))
+    return result
+
+
 def interpolated(inputs: Sequence[Tensor], count: int, generator: torch.Generator) -> list[Tensor]:
     """Draw points between random pairs of samples; integer inputs are taken from the first.
 
@@ -96,29 +133,34 @@ class Drawing:
     Attributes:
         interpolate: share that lies between two inputs, 0 to 1; the rest is as it was given.
         move: share of those that are shifted and mirrored, 0 to 1, where they are pictures.
+        paste: share of those that have a part of another one in them, likewise.
     """
 
     interpolate: float
     move: float
+    paste: float = 0.0
 
     def points(
         self, inputs: Sequence[Tensor], count: int, generator: torch.Generator
     ) -> list[Tensor]:
-        """Draw points between pairs of inputs, some of them moved.
+        """Draw points between pairs of inputs, some of them moved or mixed.
 
         Args:
             inputs: one tensor ``[samples, *feed shape]`` per graph input.
             count: how many points.
             generator: source of chance.
         """
-        between = interpolated(inputs, count, generator)
-        some = round(self.move * count)
-        if not some or all(picture_axes(value.shape[1:]) is None for value in inputs):
-            return between
-        return _join(
-            moved([value[:some] for value in between], generator),
-            [value[some:] for value in between],
-        )
+        drawn = interpolated(inputs, count, generator)
+        if all(picture_axes(value.shape[1:]) is None for value in inputs):
+            return drawn
+        # What is moved is taken from the front, what gets a part of another one from the back.
+        if some := round(self.move * count):
+            first = moved([value[:some] for value in drawn], generator)
+            drawn = _join(first, [value[some:] for value in drawn])
+        if some := round(self.paste * count):
+            last = pasted([value[count - some :] for value in drawn], inputs, generator)
+            drawn = _join([value[: count - some] for value in drawn], last)
+        return drawn
 
     def batch(
         self, objective: Objective, size: int, generator: torch.Generator

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models import case_of, two_headed_model
-from onnxpress.drawing import Drawing, interpolated, moved, picture_axes
+from onnxpress.drawing import Drawing, interpolated, moved, pasted, picture_axes
 from onnxpress.objective import objective_of
 
 
@@ -101,3 +101,38 @@ def test_a_share_of_the_points_moves() -> None:
     still = (points == one).flatten(1).all(1)
     assert still[20:].all()
     assert 1 <= int((~still[:20]).sum()) <= 20
+
+
+def test_a_box_of_another_picture_is_put_in_whole() -> None:
+    own = torch.zeros(100, 1, 2, 16, 24)
+    others = torch.arange(1, 31.0).reshape(30, 1, 1, 1, 1).expand(30, 1, 2, 16, 24)
+    (found,) = pasted([own], [others], generator())
+    heights, widths, taken = set(), set(), set()
+    for picture in found[:, 0]:
+        (value,) = picture[picture != 0].unique().tolist()
+        taken.add(value)
+        rows, columns = (picture[0] != 0).nonzero(as_tuple=True)
+        box = picture[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert (box == value).all()
+        assert (picture != 0).sum() == box.numel()
+        heights.add(box.shape[1])
+        widths.add(box.shape[2])
+    assert {4, 12} <= heights <= set(range(3, 14))
+    assert {6, 18} <= widths <= set(range(5, 20))
+    assert len(taken) > 20
+
+
+def test_all_inputs_of_a_sample_get_the_same_box() -> None:
+    own, others = torch.rand(20, 1, 3, 16, 16), torch.rand(7, 1, 3, 16, 16)
+    left, right = pasted([own, own.movedim(2, -1)], [others, others.movedim(2, -1)], generator())
+    torch.testing.assert_close(left.movedim(2, -1), right)
+    numbers = torch.rand(3, 1, 40)
+    assert pasted([numbers], [numbers], generator())[0] is numbers
+
+
+def test_a_share_of_the_points_gets_a_part_of_another() -> None:
+    one = torch.stack([torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)])
+    (points,) = Drawing(1.0, move=0.0, paste=0.5).points([one], 40, generator())
+    plain = [bool((point == point.reshape(-1)[0]).all()) for point in points]
+    assert all(plain[:20])
+    assert sum(plain[20:]) < 12  # a quarter begin, end and get the same

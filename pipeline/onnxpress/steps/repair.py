@@ -78,6 +78,7 @@ class Repair:
             them there are as many as one likes, but none at the edges of what is possible.
         move: share of those that are shifted and mirrored, 0 to 1, where inputs are pictures. With
             crops of six photographs to learn from, d on other photographs fell by a fifth.
+        paste: share of those that have a part of another picture in them, likewise.
         extras: whether biases and norms move too.
         objective: what is minimised: the ``distance``, or the loss of a task.
         enough: share of the tolerance below which d is left as it is, 0 to 1; for candidates of
@@ -93,7 +94,8 @@ class Repair:
     rate: float = 0.01
     batch: int = 128
     interpolate: float = 0.8
-    move: float = 0.5
+    move: float = 0.75
+    paste: float = 0.5
     extras: bool = True
     objective: GoalName = "distance"
     enough: float = 0.0
@@ -135,7 +137,7 @@ class Repair:
 
     @property
     def _drawing(self) -> Drawing:
-        return Drawing(self.interpolate, self.move)
+        return Drawing(self.interpolate, self.move, self.paste)
 
     def _is_cheap(self, goal: Goal) -> bool:
         samples = len(goal.objective.problem.fit[0])
