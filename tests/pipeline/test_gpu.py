@@ -24,6 +24,7 @@ from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.l0 import L0
 from onnxpress.steps.magnitude import Magnitude
+from onnxpress.steps.polish import Polish
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store, Values
 from onnxpress.storage import rounding
@@ -38,6 +39,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "magnitude": (Magnitude(0.8),),
     "greedy": (Greedy(0.8),),
     "greedy in blocks": (Greedy(0.8, layerwise=0.75),),
+    "greedy, even rows": (Greedy(0.8, pattern="even:8"),),
     "greedy, exact": (
         Only("[13568].weight", Greedy(0.05, score="exact", per_round=4096, hours=9.0)),
     ),
@@ -50,6 +52,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "l0 of units": (L0(0.5, gates="unit", work=5.0),),
     "repair, adam": (Magnitude(0.8), Repair("adam")),
     "repair, lbfgs": (Magnitude(0.8), Repair("lbfgs")),
+    "polish": (Magnitude(0.8), Polish()),
 }
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
