@@ -95,6 +95,25 @@ def test_first_upsample_names_height_and_width() -> None:
     assert result.tolist() == [[[[0, 1], [0, 1]]]]
 
 
+@pytest.mark.parametrize("scales", [(1, 1, 3, 1), (1, 1, 1, 2), (1, 1, 2, 4), (2, 1, 1, 1)])
+def test_enlarging_by_whole_numbers_repeats_entries(scales: tuple[int, ...]) -> None:
+    x = images(2, 3, 4, 5)
+    result = run(
+        "Resize",
+        x,
+        None,
+        np.array(scales, np.float32),
+        version=13,
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+    wanted = x
+    for axis, times in enumerate(scales):
+        wanted = wanted.repeat(times, axis)
+    assert result.is_contiguous()
+    assert torch.equal(result, torch.from_numpy(wanted))
+
+
 def test_first_cast_names_its_type() -> None:
     assert run("Cast", images(2), version=1, to="INT32").dtype == torch.int32
 
