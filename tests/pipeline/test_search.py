@@ -14,7 +14,7 @@ from models import case_of, two_headed_model
 from onnxpress.candidates import Candidate, Plan, hunt
 from onnxpress.objective import objective_of
 from onnxpress.problem import Tolerance
-from onnxpress.search import Point, Search, best_of, tolerance_of
+from onnxpress.search import STEEPNESS, Point, Search, best_of, expected, tolerance_of
 from onnxpress.step import Chain, Only, Step
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
@@ -237,6 +237,17 @@ def test_a_proposal_lies_where_the_line_meets_the_limit() -> None:
         assert search.proposal(points, law(sparsity)) == pytest.approx(sparsity)
     assert search.proposal(points, law(0.1)) < 0.3
     assert replace(search, floor=0.75).proposal(points, law(0.7)) == 0.75
+
+
+def test_what_to_expect_lies_on_the_line_between_points() -> None:
+    case, law = plain_case(), power(0.7, STEEPNESS)
+    points = [Point(s, case.state, Magnitude(), law(s), law(s)) for s in (0.3, 0.8, 0.5)]
+    for sparsity in (0.3, 0.42, 0.5, 0.6, 0.8):
+        assert expected(points, sparsity) == pytest.approx(law(sparsity))
+    for sparsity in (0.1, 0.9):  # beyond them with the usual slope
+        assert expected(points, sparsity) == pytest.approx(law(sparsity))
+    edge = [*points, Point(0.9, case.state, Magnitude(), inf, inf)]
+    assert expected(edge, 0.82) == pytest.approx(law(0.82))
 
 
 @pytest.mark.parametrize("law", [lambda sparsity: 0.001, lambda sparsity: 0.5])
