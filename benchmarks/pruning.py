@@ -6,7 +6,8 @@ prunable weights and 1/8 at 90 %, and 1/3 at 90 % over brain surgery in every la
 dynamic programming and nothing after (the fair peer). Every model gets there, none worse than by
 onnxsim. At 80 % six of ten classifiers stay within one point of accuracy and all within three. A
 tolerance of 1 % alone is enough for every model, is kept on evaluation inputs, leaves
-mnist_fc_256x4 at most 15 % of its weights, and takes no longer than LIMITS allow, within 3 GB.
+mnist_fc_256x4 at most 15 % of its weights, and takes no longer than LIMITS allow, each of those
+within 3 GB.
 
     python benchmarks/pruning.py [--models a,b] [--tasks 70,90,80,tolerance] [--sides ours,rivals]
         [--cache out/pruning] [--again | --no-runs] [--rival-python PATH] [--out pruning.md]
