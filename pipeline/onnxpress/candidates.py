@@ -69,7 +69,7 @@ MOST_GAINED = 4.0
 LEAST = 0.25
 """The least share of what a candidate had to ask of the next one."""
 
-GAIN = 1.2
+GAIN = 1.1
 """How much further a final candidate may aim than rough ones did: its repair gains more."""
 
 GAINS: Mapping[Values, float] = {"int6": 1.1, "int5": 1.08, "int4": 1.0, "palette": 1.0}

@@ -324,7 +324,7 @@ def test_a_second_look_asks_for_less() -> None:
         assert after < before
         assert law(after) < law(before) / excess
     # By what the long repair had gained where the judge said no, it goes no further than needed.
-    assert law(both.final.tried[1]) == pytest.approx(law(both.final.tried[0]) * 0.8 / 1.5, rel=0.1)
+    assert law(both.final.tried[1]) == pytest.approx(law(both.final.tried[0]) * 0.8 / 1.5, rel=0.15)
 
 
 def test_no_look_asks_for_more_than_the_first() -> None:
