@@ -93,6 +93,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     monkeypatch.setattr(candidates, "FINAL", 0.3)
     monkeypatch.setattr(fastest, "FINAL", 0.3)
+    monkeypatch.setattr(fastest, "POLISHING", 0.1)
     monkeypatch.setattr(fastest, "ROUGH", 0.1)
     original = tmp_path / "m.onnx"
     original.write_bytes(perceptron().SerializeToString())

@@ -34,6 +34,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that takes little time."""
     monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     monkeypatch.setattr(candidates, "ALONE", 0.3)
+    monkeypatch.setattr(candidates, "POLISHING_ALONE", 0.1)
     model = tmp_path / "m.onnx"
     model.write_bytes(perceptron().SerializeToString())
     return Job(model, sparsity=0.5, domain=DOMAIN, effort="quick", device="cpu")

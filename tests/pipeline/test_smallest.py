@@ -143,6 +143,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     monkeypatch.setattr(candidates, "ROUGH", 0.1)
     monkeypatch.setattr(candidates, "FINAL", 0.1)
+    monkeypatch.setattr(candidates, "POLISHING", 0.1)
     model = tmp_path / "m.onnx"
     model.write_bytes(perceptron(hidden=256).SerializeToString())
     domain = ("x=normal:0,1",)
