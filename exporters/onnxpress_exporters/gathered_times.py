@@ -46,8 +46,8 @@ class GatheredTimes:
     def seconds(self, height: int, width: float) -> float:
         """Say what it takes with groups of a height, each of which reads so many columns.
 
-        >>> GatheredTimes(1e-3, ((64, 1e-5, 1e-6),)).seconds(64, 90)
-        0.0001
+        >>> GatheredTimes(8.0, ((64, 0.5, 0.25),)).seconds(64, 10)
+        3.0
         """
         fixed, each = next((a, b) for tried, a, b in self.heights if tried == height)
         return fixed + each * width

@@ -48,7 +48,7 @@ class Pattern:
             MisuseError: it is none of them, or its numbers make no sense.
 
         >>> Pattern.parse("2:4")
-        Pattern(most=2, span=4, rows=1, columns=1)
+        Pattern(most=2, span=4, rows=1, columns=1, even=False)
         """
         if text == "none":
             return cls()
