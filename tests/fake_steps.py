@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import sqrt
 
 import numpy as np
 import torch
 
 from models import Case, case_of, key, linear_model
+from onnxpress.candidates import Candidate, Plan
 from onnxpress.problem import Problem, Tolerance
 from onnxpress.state import State
 from onnxpress_adapters.weights import Dense
@@ -53,3 +55,42 @@ def plain_case(tolerance: str | None = "1%") -> Case:
 def power(knee: float, steepness: float, tolerance: float = 0.01) -> Law:
     """Give a law that meets a tolerance at ``knee`` and grows like a power of the density."""
     return lambda sparsity: tolerance * ((1 - knee) / max(1e-9, 1 - sparsity)) ** steepness
+
+
+@dataclass
+class Judge:
+    """Answer with given excesses, the last one again and again, and remember what was shown."""
+
+    answers: Sequence[float]
+    seen: list[Candidate] = field(default_factory=list)
+
+    def __call__(self, candidate: Candidate) -> float:
+        self.seen.append(candidate)
+        return self.answers[min(len(self.seen), len(self.answers)) - 1]
+
+    @property
+    def sparsities(self) -> list[float]:
+        """What the fake step was given, as the candidates' steps say."""
+        given = []
+        for candidate in self.seen:
+            assert isinstance(candidate.steps, Fake)
+            assert candidate.steps.sparsity is not None
+            given.append(candidate.steps.sparsity)
+        return given
+
+
+def times(factor: float, law: Law, sparsity: float) -> float:
+    return factor * law(sparsity)
+
+
+class Staged:
+    """A plan whose quick repairs leave three times what the long one leaves."""
+
+    def __init__(self, final: Law, rough: Law) -> None:
+        self.final, self.rough = Fake(final), Fake(rough)
+        self.plan = Plan(self.final, self.rough)
+
+
+def staged(knee: float = 0.7) -> Staged:
+    final = power(knee, 3.5)
+    return Staged(final, partial(times, 3.0, final))

@@ -117,10 +117,9 @@ class Plan:
             MisuseError: there is a polish anywhere else.
         """
         polish = None
-        if isinstance(recipe, Chain) and recipe.steps:
-            *before, last = recipe.steps
-            if isinstance(last, Polish):
-                recipe, polish = Chain(tuple(before)), last
+        steps = recipe.steps if isinstance(recipe, Chain) else (recipe,)
+        if steps and isinstance(steps[-1], Polish):
+            recipe, polish = Chain(steps[:-1]), steps[-1]
         if has_polish(recipe):
             raise MisuseError(
                 "polish learns from the inputs that choose, so nothing can be chosen after it: "

@@ -111,6 +111,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         check_labels(plan.final, problem)
     deadline = None if job.time is None else start + JUDGING_SHARE * parse_time(job.time)
     known: Sequence[Point] = ()
+    sparsity = job.sparsity
     notes: list[str] = []
     judged: list[_Judged] = []
 
@@ -155,7 +156,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             )
             notes.append(fastest.told)
             if fastest.way is None:
-                plan = Plan.of(Chain(()))  # which leaves the original as it is
+                plan, sparsity = Plan.of(Chain(())), None  # which leaves the original as it is
             else:
                 plan, known = fastest.way.plan, fastest.points
                 job = replace(job, form=fastest.way.form)
@@ -164,7 +165,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
             state,
             problem,
             look,
-            sparsity=job.sparsity if plan.final != Chain(()) else None,
+            sparsity=sparsity,
             deadline=deadline,
             beyond=() if job.trace is None else BEYOND,
             known=known,

@@ -171,13 +171,16 @@ def _keep_blocks(
     if not scores:
         return {}
     worth, sizes = [], []
+    ranks: dict[WeightKey, Tensor] = {}
     for key, value in scores.items():
         if key in layers:
             matrix = _seen(value, layers[key])
             sums, size = pattern.pooled(matrix), pattern.pooled(torch.ones_like(matrix))
             if pattern.even:  # the best column of every group of rows, their second best, ...
-                sums, size = sums.sort(dim=2, descending=True).values.sum((0, 1)), size.sum((0, 1))
-            worth.append((sums / size).nan_to_num(torch.inf, torch.inf, -torch.inf).reshape(-1))
+                sums, ranks[key] = sums.sort(dim=2, descending=True, stable=True)
+                # What always stays outweighs what never does.
+                sums, size = sums.sum((0, 1)).nan_to_num(torch.inf, torch.inf), size.sum((0, 1))
+            worth.append((sums / size).reshape(-1))
             sizes.append(size.reshape(-1).long())
         else:
             worth.append(value.detach().reshape(-1).double())
@@ -191,7 +194,10 @@ def _keep_blocks(
     for (key, value), part in zip(scores.items(), parts, strict=True):
         if key in layers:
             if pattern.even:
-                part = _ranked(pattern.pooled(_seen(value, layers[key])), part)
+                places = ranks[key]
+                part = torch.zeros_like(places, dtype=torch.bool).scatter_(
+                    2, places, part.expand_as(places)
+                )
             supports[key] = _through(value, layers[key], partial(_spread, part, pattern))
         else:
             supports[key] = part.reshape(value.shape)
@@ -202,12 +208,6 @@ def _seen(value: Tensor, layer: Layer) -> Tensor:
     """See scores as the layer's matrix; unlike values they are not scaled on the way."""
     places = layer.matrix(torch.arange(value.numel(), device=value.device).reshape(value.shape))
     return value.detach().reshape(-1)[places]
-
-
-def _ranked(sums: Tensor, kept: Tensor) -> Tensor:
-    """Mark in each row of ``[groups, down, across]`` those whose rank is kept, ``[across]``."""
-    order = sums.sort(dim=2, descending=True, stable=True).indices
-    return torch.zeros_like(sums, dtype=torch.bool).scatter_(2, order, kept.expand_as(sums))
 
 
 def _spread(blocks: Tensor, pattern: Pattern, matrix: Tensor) -> Tensor:

@@ -112,32 +112,29 @@ class Gather:
             for layer in gatherable(objective.problem.network.layers, state)
             if not known or str(layer.key) in known
         }
-        if not layers:
-            return {}
+        runs = runs_of(objective, state)
+        times = {
+            key: known.get(str(key)) or _counted(layer, runs.get(key, 1.0), self.heights)
+            for key, layer in layers.items()
+        }
+        found = {
+            key: [_Option(state.weights[key].nonzeros, times[key].whole, 0.0)] for key in layers
+        }
         narrowed = replace(state, free=frozenset(layers))
         # Each height takes a trace of its own; together they may take as long as one.
         cost = replace(objective.cost, effort=objective.cost.effort / len(self.heights))
         shared = replace(objective, cost=cost)
-        runs = runs_of(objective, state)
-        found: dict[WeightKey, list[_Option]] = {}
-        for key, layer in layers.items():
-            times = known.get(str(key)) or _counted(layer, runs.get(key, 1.0), self.heights)
-            found[key] = [_Option(state.weights[key].nonzeros, times.whole, 0.0)]
         for height in self.heights:
             if not any(layer.rows >= height for layer in layers.values()):
                 continue
             for curve in curves_of(shared, narrowed, Pattern(rows=height, even=True)):
-                layer = layers[curve.key]
-                times = known.get(str(curve.key)) or _counted(
-                    layer, runs.get(curve.key, 1.0), self.heights
-                )
-                if height not in (tried for tried, _, _ in times.heights):
+                options, taken = found[curve.key], times[curve.key]
+                if height not in (tried for tried, _, _ in taken.heights):
                     continue
-                whole = found[curve.key][0]
                 for count, loss in zip(curve.counts(), curve.losses, strict=True):
-                    seconds = times.seconds(height, count / layer.rows)
-                    if count and seconds < whole.seconds and isfinite(loss):
-                        found[curve.key].append(_Option(count, seconds, loss, height, curve))
+                    seconds = taken.seconds(height, count / layers[curve.key].rows)
+                    if count and seconds < options[0].seconds and isfinite(loss):
+                        options.append(_Option(count, seconds, loss, height, curve))
         return found
 
 

@@ -23,10 +23,9 @@ class Polish:
     """Repair once more, on the fit and the choose set together.
 
     The choose set says which sparsity, which method and how long; as long as it has to say that,
-    nothing may learn from it. Before the judge's look all of that is settled, and a third more
-    samples to learn from are worth more than one more opinion: at 85 % zeros, d of
-    ``mnist_fc_256x4`` on new inputs fell by a third. What the choose set says afterwards is no
-    longer held out, so this can only be the last step of a chain, and a search measures before it.
+    nothing may learn from it. Before the judge's look all of that is settled, and there are a third
+    more samples to learn from. What the choose set says afterwards is no longer held out, so this
+    can only be the last step of a chain, and a search measures before it.
 
     Attributes:
         work: units of work (about seconds of one core) at effort 1.
