@@ -139,5 +139,6 @@ class Cost:
             samples: of a step.
             beside: what a step costs beside them, in multiply-adds.
         """
-        each = 4 * samples * self.macs + 3 * self.nodes * NODE_MACS + beside
+        runs = -(-samples // self.batch)
+        each = 4 * samples * self.macs + 3 * runs * self.nodes * NODE_MACS + beside
         return max(1, int(self.effort * units * MACS_PER_UNIT / each))

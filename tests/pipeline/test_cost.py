@@ -67,6 +67,10 @@ def test_steps_follow_from_counts() -> None:
     assert counted().steps(2.0, 5) == int(2.0 * MACS_PER_UNIT / each)
     assert counted(0.5).steps(2.0, 5) == int(MACS_PER_UNIT / each)
     assert counted().steps(0.0, 5) == 1
+    # Samples that do not fit together run the graph once more for every batch.
+    samples = 3 * LARGEST_BATCH + 1
+    each = 4 * samples * 42 + 3 * 4 * NODE_MACS
+    assert counted().steps(2.0, samples) == int(2.0 * MACS_PER_UNIT / each)
 
 
 def test_one_thread_is_spared_and_given_back() -> None:

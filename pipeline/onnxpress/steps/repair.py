@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from onnxpress.state import State
     from onnxpress_adapters.weights import WeightKey
 
+STEPS_AT_LEAST, STEPS_PER_ENTRY = 1000, 10
+"""Adam steps after which a network of so few entries has long arrived: what is left of the work of
+a repair is not done."""
+
 LOOKS = 8
 """How often an Adam run looks at the choose set, at most."""
 
@@ -154,7 +158,8 @@ class Repair:
         problem, cost = goal.objective.problem, goal.objective.cost
         batch = min(self.batch, cost.batch, len(problem.fit[0]))
         batch = max(2, min(batch, cost.steps(self.work, 1) // FEWEST_STEPS))
-        steps = cost.steps(self.work, batch)
+        entries = sum(leaf.numel() for leaf in point.leaves.values())
+        steps = min(cost.steps(self.work, batch), STEPS_AT_LEAST + STEPS_PER_ENTRY * entries)
         passes = cost.steps(LOOKING * self.work, len(problem.choose[0])) * 2
         take = partial(self._steps, goal, point, batch, problem.generator(f"repair {point.size}"))
         start = point.values()
