@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 MOST_JUDGED = 3  # one more than LESS has
 """Candidates the judge sees, at most: each further look would weaken the verdict."""
 
+SPARE = 0.15
+"""Entries a final candidate spares until it has been repaired once, as a share of what stays."""
+
+REHEARSING = 0.36
+"""Share of the work that is for that repair."""
+
 ROUGH = 8.0
 """Units of work for the repair of a candidate that shows where the tolerance lies."""
 
@@ -69,7 +75,7 @@ MOST_GAINED = 4.0
 LEAST = 0.25
 """The least share of what a candidate had to ask of the next one."""
 
-GAIN = 1.1
+GAIN = 1.18
 """How much further a final candidate may aim than rough ones did: its repair gains more."""
 
 GAINS: Mapping[Values, float] = {"int6": 1.1, "int5": 1.08, "int4": 1.0, "palette": 1.0}
@@ -147,12 +153,10 @@ def default_plan(*, searched: bool, values: Values = "fp32") -> Plan:
             back.
     """
     polish = Polish(work=POLISHING if searched else POLISHING_ALONE)
-    if values == "fp32":
-        final = Chain((Greedy(), Repair(work=FINAL if searched else ALONE)))
-        return Plan(final, Chain((Greedy(), Repair(work=ROUGH))), polish=polish)
+    work = FINAL if searched else ALONE
     return Plan(
-        _stored(FINAL if searched else ALONE, values),
-        _stored(ROUGH, values),
+        Chain(_twice(work) if values == "fp32" else _stored(_twice, work, values)),
+        Chain(_once(ROUGH) if values == "fp32" else _stored(_once, ROUGH, values)),
         GAINS.get(values, GAIN),
         polish,
     )
@@ -163,9 +167,20 @@ def faithful_plan() -> Plan:
     return Plan.of(Chain((Greedy(score="exact", between=Repair("lbfgs", work=MENDING)),)))
 
 
-def _stored(work: float, values: Values) -> Chain:
+def _once(work: float) -> tuple[Step, ...]:
+    return Greedy(), Repair(work=work)
+
+
+def _twice(work: float) -> tuple[Step, ...]:
+    first = Repair(work=REHEARSING * work)
+    return Greedy(spare=SPARE, rehearsal=first), Repair(work=work - first.work)
+
+
+def _stored(
+    ways: Callable[[float], tuple[Step, ...]], work: float, values: Values
+) -> tuple[Step, ...]:
     after = ROUNDED * work
-    return Chain((Greedy(), Repair(work=work - after), Store(values), Repair(work=after)))
+    return (*ways(work - after), Store(values), Repair(work=after))
 
 
 BEYOND = (2.0, 4.0)

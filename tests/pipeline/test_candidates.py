@@ -22,9 +22,11 @@ from onnxpress.candidates import (
     MOST_JUDGED,
     POLISHING,
     POLISHING_ALONE,
+    REHEARSING,
     ROUGH,
     ROUGHLY,
     ROUNDED,
+    SPARE,
     Plan,
     default_plan,
     hunt,
@@ -44,9 +46,11 @@ from onnxpress_adapters.errors import MisuseError, StepError
 
 def test_the_default_plan_is_open() -> None:
     plan = default_plan(searched=True)
-    assert default_plan(searched=False).final == Chain((Greedy(), Repair(work=ALONE)))
-    assert plan.final == Chain((Greedy(), Repair(work=FINAL)))
-    assert plan.rough == Chain((Greedy(), Repair(work=ROUGH)))
+    for found, work in ((plan, FINAL), (default_plan(searched=False), ALONE)):
+        first = Repair(work=REHEARSING * work)
+        greedy = Greedy(spare=SPARE, rehearsal=first)
+        assert found.final == Chain((greedy, Repair(work=work - first.work)))
+        assert found.rough == Chain((Greedy(), Repair(work=ROUGH)))
     assert plan.polish == Polish(work=POLISHING)
     assert default_plan(searched=False).polish == Polish(work=POLISHING_ALONE)
     assert is_open(plan.final)
@@ -56,11 +60,13 @@ def test_the_default_plan_is_open() -> None:
     for chain, work in ((plan.final, FINAL), (plan.rough, ROUGH)):
         assert isinstance(chain, Chain)
         greedy, before, store, after = chain.steps
-        assert (greedy, store) == (Greedy(), Store("int8"))
+        assert store == Store("int8")
+        assert isinstance(greedy, Greedy)
         assert isinstance(before, Repair)
         assert isinstance(after, Repair)
         assert after.work == ROUNDED * work
-        assert before.work + after.work == work
+        spent = greedy.rehearsal.work if greedy.spare else 0.0
+        assert spent + before.work + after.work == pytest.approx(work)
     assert not Plan.of(plan.final).is_staged
 
 

@@ -17,7 +17,7 @@ from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress.support import cut
-from onnxpress_adapters.errors import StepError
+from onnxpress_adapters.errors import MisuseError, StepError
 
 SHORT = Repair(method="lbfgs", work=1.0)
 
@@ -53,6 +53,13 @@ class TestGreedyFromPruned(StepLaws):
         return Greedy(sparsity=0.6, block=0.3, between=SHORT)
 
 
+class TestGreedyWithSpare(StepLaws):
+    sparsity = 0.6
+
+    def make_step(self) -> Step:
+        return Greedy(sparsity=0.6, block=0.3, between=SHORT, spare=0.3, rehearsal=SHORT)
+
+
 @pytest.mark.parametrize("layerwise", [1.0, 0.0])
 def test_what_nothing_needs_goes_first(layerwise: float) -> None:
     # Inputs 0 and 3 are always zero, and input 1 is the louder of the other two.
@@ -78,6 +85,36 @@ def test_it_beats_magnitude() -> None:
         for step in (Greedy(sparsity=0.5), Magnitude(sparsity=0.5))
     ]
     assert distances[0] < distances[1] / 2
+
+
+def test_what_is_spared_leaves_after_the_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, seen = case_of(two_headed_model()), []  # 156 entries
+
+    def repair(self: Repair, state: State, problem: Problem) -> State:
+        seen.append((self.work, state.kept))
+        return state
+
+    monkeypatch.setattr(Repair, "__call__", repair)
+    step = Greedy(sparsity=0.5, spare=0.25, rehearsal=Repair(work=3.0))
+    assert step(case.state, case.problem).kept == 78
+    assert seen[0] == (3.0, 97)
+    assert {work for work, _ in seen[1:]} == {2.0}
+    # Nothing is rehearsed where nothing is left to remove.
+    seen.clear()
+    half = Magnitude(sparsity=0.4)(case.state, case.problem)  # 94 entries
+    assert step(half, case.problem).kept == 78
+    assert {work for work, _ in seen} == {2.0}
+
+
+def test_with_spare_it_comes_nearer() -> None:
+    case = case_of(MODELS["mlp"]())
+    objective = objective_of(case.problem)
+    distances = []
+    for spare, first in ((0.0, 0.0), (0.2, 1.0)):
+        step = Greedy(sparsity=0.8, spare=spare, rehearsal=Repair(work=first), between=SHORT)
+        after = Repair(work=2.0 - first)(step(case.state, case.problem), case.problem)
+        distances.append(objective.measure_choose(after.tensors).value)
+    assert distances[1] < 0.9 * distances[0]
 
 
 def test_it_goes_on_from_where_the_state_stands() -> None:
@@ -132,6 +169,11 @@ def test_it_needs_a_sparsity() -> None:
     case = case_of(linear_model(np.ones((2, 2))))
     with pytest.raises(StepError, match="has no sparsity: give it one, or put it in a search"):
         Greedy()(case.state, case.problem)
+
+
+def test_a_spare_is_a_share() -> None:
+    with pytest.raises(MisuseError, match="spare is a share of what stays, 0 or more, not -1"):
+        Greedy(spare=-1.0)
 
 
 def test_the_log_says_what_happened() -> None:

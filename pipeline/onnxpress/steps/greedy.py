@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -59,7 +60,8 @@ class Greedy:
     together; the layers adapt; and the increase is measured. Where it is far above the prediction
     the block is taken back and halved (a trust region), where it is as predicted the next one is
     larger; where no prediction holds, the layers' own order is tried as well and the better block
-    stays.
+    stays. With ``spare`` the last entries leave after a repair: what a network that has adapted can
+    do without is no longer what surgery on the original would have named.
 
     With the score ``exact`` it is the greedy of the source to the letter: the true distance of
     every neighbour (one more zero) is measured, the closest one is taken, what stays is
@@ -72,10 +74,12 @@ class Greedy:
         block: share of the remaining entries that leave in one block, to begin with.
         trust: a block is taken back when d rises by more than so many times the prediction.
         between: the repair after each block.
+        spare: entries, as a share of those that are to stay, that leave only after ``rehearsal``.
+        rehearsal: the repair of the network that still has them.
         pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``,
             ``rows:32``, ``even:32`` (``Pattern.parse``).
-        score: ``predicted``, as above, or ``exact``; ``layerwise``, ``block`` and ``trust`` are
-            for the first.
+        score: ``predicted``, as above, or ``exact``; ``layerwise``, ``block``, ``trust`` and
+            ``spare`` are for the first.
         per_round: with the score ``exact``, how many of the closest neighbours leave at once. More
             than one is quicker by so much, and no longer the source's algorithm: together they may
             cost more than one by one.
@@ -92,6 +96,8 @@ class Greedy:
     block: float = 0.15
     trust: float = 3.0
     between: Repair = field(default_factory=lambda: Repair(work=2.0))
+    spare: float = 0.0
+    rehearsal: Repair = field(default_factory=lambda: Repair(work=8.0))
     pattern: str = "none"
     score: Literal["predicted", "exact"] = "predicted"
     per_round: int = 1
@@ -104,6 +110,8 @@ class Greedy:
                 f"the exact score looks at single entries, which do not keep to '{self.pattern}'; "
                 "leave out the pattern or the score"
             )
+        if not 0 <= self.spare < inf:
+            raise MisuseError(f"spare is a share of what stays, 0 or more, not {self.spare:g}")
         if self.per_round < 1:
             raise MisuseError(f"a round takes one entry or more, not {self.per_round}")
 
@@ -125,11 +133,20 @@ class Greedy:
             return Rounds(self.between, self.per_round, self.hours).walk(state, problem, goal)
         note = unpatterned(state.free, Pattern.parse(self.pattern), layers_by_key(objective))
         state = state.noted(note) if note else state
-        if is_untouched(state, problem):
+        spared = int(goal * (1 + self.spare))
+        if goal < spared < state.kept:
+            state = self._to(state, objective, spared)
+            if state.kept > goal:  # a pattern may have taken more
+                state = self.rehearsal(state, problem)
+        return self._to(state, objective, goal)
+
+    def _to(self, state: State, objective: Objective, goal: int) -> State:
+        """Remove entries until so many are left."""
+        if is_untouched(state, objective.problem):
             first = max(goal, target_count(state, min(self.layerwise, 1.0)))
             state = self._layer_by_layer(state, objective, first)
         elif excess := self._excess(state, objective):
-            state = self.between(without(state, objective, excess), problem)
+            state = self.between(without(state, objective, excess), objective.problem)
         share = self.block
         while state.kept > goal:
             state, share = self._block(state, objective, goal, share)
