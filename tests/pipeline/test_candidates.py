@@ -48,8 +48,8 @@ def test_the_default_plan_is_open() -> None:
     plan = default_plan(searched=True)
     for found, work in ((plan, FINAL), (default_plan(searched=False), ALONE)):
         first = Repair(work=REHEARSING * work)
-        greedy = Greedy(spare=SPARE, rehearsal=first)
-        assert found.final == Chain((greedy, Repair(work=work - first.work)))
+        removed = Greedy(spare=SPARE, rehearsal=first)
+        assert found.final == Chain((removed, Repair(work=work - first.work)))
         assert found.rough == Chain((Greedy(), Repair(work=ROUGH)))
     assert plan.polish == Polish(work=POLISHING)
     assert default_plan(searched=False).polish == Polish(work=POLISHING_ALONE)
