@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress.support import cut
 from onnxpress_adapters.errors import MisuseError, StepError
+from trained import perceptron_case
 
 SHORT = Repair(method="lbfgs", work=1.0)
 
@@ -106,13 +109,29 @@ def test_what_is_spared_leaves_after_the_rehearsal(monkeypatch: pytest.MonkeyPat
     assert {work for work, _ in seen} == {2.0}
 
 
+def test_where_a_block_is_dear_all_leave_before_the_rehearsal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case, seen = case_of(two_headed_model()), []
+
+    def repair(self: Repair, state: State, problem: Problem) -> State:
+        seen.append((self.work, state.kept))
+        return state
+
+    monkeypatch.setattr(Repair, "__call__", repair)
+    monkeypatch.setattr("onnxpress.steps.greedy.PASSES", inf)
+    step = Greedy(sparsity=0.5, spare=0.25, rehearsal=Repair(work=3.0))
+    step(case.state, case.problem)
+    assert seen == [(3.0, 78)]
+
+
 def test_with_spare_it_comes_nearer() -> None:
-    case = case_of(MODELS["mlp"]())
+    case = perceptron_case()
     objective = objective_of(case.problem)
     distances = []
-    for spare, first in ((0.0, 0.0), (0.2, 1.0)):
+    for spare, first in ((0.0, 0.0), (0.2, 0.5)):
         step = Greedy(sparsity=0.8, spare=spare, rehearsal=Repair(work=first), between=SHORT)
-        after = Repair(work=2.0 - first)(step(case.state, case.problem), case.problem)
+        after = Repair(work=1.0 - first)(step(case.state, case.problem), case.problem)
         distances.append(objective.measure_choose(after.tensors).value)
     assert distances[1] < 0.9 * distances[0]
 

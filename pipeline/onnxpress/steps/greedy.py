@@ -48,6 +48,10 @@ LARGEST_BITE = 0.5
 """Share of its remaining entries one weight may lose in one block."""
 
 
+PASSES = 3
+"""Passes over the points a block is measured on that it takes at least."""
+
+
 @dataclass(frozen=True)
 class Greedy:
     """Remove what d misses least, and let the rest adapt.
@@ -57,11 +61,13 @@ class Greedy:
     each level, and dynamic programming shares the budget out. *In blocks*, from a network that is
     already pruned or when the budget lies beyond ``layerwise``: entries with the smallest predicted
     increase of d, -w·g + w²·h with the gradient g of d and its Gauss-Newton diagonal h, leave
-    together; the layers adapt; and the increase is measured. Where it is far above the prediction
-    the block is taken back and halved (a trust region), where it is as predicted the next one is
-    larger; where no prediction holds, the layers' own order is tried as well and the better block
-    stays. With ``spare`` the last entries leave after a repair: what a network that has adapted can
-    do without is no longer what surgery on the original would have named.
+    together; the layers adapt; and the increase is measured. Half of the points for it lie between
+    the inputs, as ``between`` draws them: on what a repair has learned by heart, nothing seems to
+    matter. Where the increase is far above the prediction the block is taken back and
+    halved (a trust region), where it is as predicted the next one is larger; where no prediction
+    holds, the layers' own order is tried as well and the better block stays. With ``spare`` the
+    last entries leave after a repair: what a network that has adapted can do without is no longer
+    what surgery on the original would have named.
 
     With the score ``exact`` it is the greedy of the source to the letter: the true distance of
     every neighbour (one more zero) is measured, the closest one is taken, what stays is
@@ -74,7 +80,8 @@ class Greedy:
         block: share of the remaining entries that leave in one block, to begin with.
         trust: a block is taken back when d rises by more than so many times the prediction.
         between: the repair after each block.
-        spare: entries, as a share of those that are to stay, that leave only after ``rehearsal``.
+        spare: entries, as a share of those that are to stay, that leave only after ``rehearsal``;
+            where a block would take more work than that, all leave before it.
         rehearsal: the repair of the network that still has them.
         pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``,
             ``rows:32``, ``even:32`` (``Pattern.parse``).
@@ -134,11 +141,17 @@ class Greedy:
         note = unpatterned(state.free, Pattern.parse(self.pattern), layers_by_key(objective))
         state = state.noted(note) if note else state
         spared = int(goal * (1 + self.spare))
-        if goal < spared < state.kept:
-            state = self._to(state, objective, spared)
-            if state.kept > goal:  # a pattern may have taken more
-                state = self.rehearsal(state, problem)
+        if not goal < spared < state.kept:
+            return self._to(state, objective, goal)
+        if self._is_dear(objective):
+            return self.rehearsal(self._to(state, objective, goal), problem)
+        state = self.rehearsal(self._to(state, objective, spared), problem)
         return self._to(state, objective, goal)
+
+    def _is_dear(self, objective: Objective) -> bool:
+        """Say whether a block takes more work than the rehearsal before it."""
+        points = len(objective.problem.fit[0]) * (2 if self.between.interpolate else 1)
+        return objective.cost.steps(self.rehearsal.work, points) < PASSES
 
     def _to(self, state: State, objective: Objective, goal: int) -> State:
         """Remove entries until so many are left."""
@@ -151,6 +164,23 @@ class Greedy:
         while state.kept > goal:
             state, share = self._block(state, objective, goal, share)
         return state
+
+    def _drawn(self, objective: Objective) -> Objective:
+        """Give the objective on the inputs and as many points between them."""
+        problem, drawing = objective.problem, self.between.drawing
+        if not drawing.interpolate:
+            return objective
+        known = problem.memo.get(drawing)
+        if isinstance(known, Objective):
+            return known
+        generator = problem.generator("between")
+        between = drawing.points(problem.fit, len(problem.fit[0]), generator)
+        fit = [torch.cat(pair) for pair in zip(problem.fit, between, strict=True)]
+        made = replace(problem, fit=fit, memo={"batch": objective.batch})
+        targets = None if objective.targets is None else tuple(objective.reference(fit))
+        drawn = replace(objective, problem=made, targets=targets)
+        made.memo["objective"] = problem.memo[drawing] = drawn
+        return drawn
 
     def _layer_by_layer(self, state: State, objective: Objective, count: int) -> State:
         """Surgery in every layer, at the levels the allocation chose."""
@@ -192,11 +222,11 @@ class Greedy:
         Returns:
             The state, and the share for the next block.
         """
-        free = sorted(state.free)
-        before, gradient = objective.gradient(state.tensors, free)
+        free, drawn = sorted(state.free), self._drawn(objective)
+        before, gradient = drawn.gradient(state.tensors, free)
         kept = state.kept
         generator = objective.problem.generator(f"block {kept}")
-        curvature = gauss_newton(objective, state.tensors, free, DRAWS, generator)
+        curvature = gauss_newton(drawn, state.tensors, free, DRAWS, generator)
         pattern, layers = Pattern.parse(self.pattern), layers_by_key(objective)
         damping = DAMPING
         size = min(kept - goal, max(1, int(share * kept)))
@@ -209,7 +239,7 @@ class Greedy:
             taken = _smallest(scores, state, size, _blocked(pattern), layers)
             predicted = max(0.0, sum(float(scores[k][gone].sum()) for k, gone in taken.items()))
             candidate = without(state, objective, taken)
-            rise = float(objective.measure_fit(candidate.tensors).per_output.sum()) - before
+            rise = float(drawn.measure_fit(candidate.tensors).per_output.sum()) - before
             allowed = self.trust * predicted + SLACK * size / kept
             if rise <= allowed or size <= least:
                 break
@@ -220,7 +250,7 @@ class Greedy:
         if not accepted:
             whole = min(kept - goal, max(1, int(share * kept)))
             other = without(state, objective, _by_surgery(state, objective, whole, pattern))
-            level = float(objective.measure_fit(other.tensors).per_output.sum()) - before
+            level = float(drawn.measure_fit(other.tensors).per_output.sum()) - before
             if level / whole < rise / size:
                 candidate, larger = other, share
                 note = f"{note}; by surgery a block of {whole}: measured {level:+.3g}"

@@ -140,7 +140,8 @@ class Repair:
         return "d" if self.objective == "distance" else self.objective
 
     @property
-    def _drawing(self) -> Drawing:
+    def drawing(self) -> Drawing:
+        """What samples it learns from."""
         return Drawing(self.interpolate, self.move, self.paste)
 
     def _is_cheap(self, goal: Goal) -> bool:
@@ -229,7 +230,7 @@ class Repair:
         for step in range(count):
             for group, size in zip(adam.param_groups, first, strict=True):
                 group["lr"] = size * 0.5 * (1 + cos(pi * step / count))
-            inputs, wanted = goal.draw(batch, generator, self._drawing)
+            inputs, wanted = goal.draw(batch, generator, self.drawing)
             goal.push(point.tensors, leaves, inputs, wanted)
             point.pin(leaves)
             adam.step()
@@ -245,7 +246,7 @@ class Repair:
         drawn = int(samples * self.interpolate / max(1e-9, 1 - self.interpolate))
         inputs, wanted = goal.part()
         if drawn and goal.name == "distance":
-            between = self._drawing.points(problem.fit, min(drawn, samples), generator)
+            between = self.drawing.points(problem.fit, min(drawn, samples), generator)
             inputs = [torch.cat(pair) for pair in zip(inputs, between, strict=True)]
             wanted = goal.objective.reference(inputs)
         evaluations = cost.steps(min(work, WHOLE_BATCH_WORK), len(inputs[0]))
