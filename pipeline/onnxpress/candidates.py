@@ -8,6 +8,7 @@ from math import inf, nan
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from onnxpress.objective import objective_of
 from onnxpress.search import (
     INTERRUPTED,
     NOTHING,
@@ -21,7 +22,7 @@ from onnxpress.search import (
     tried,
 )
 from onnxpress.step import Chain, Step, checked, fix, follow, is_open
-from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.greedy import Greedy, points_of
 from onnxpress.steps.polish import Polish, has_polish
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store, Values
@@ -39,6 +40,9 @@ SPARE = 0.15
 
 REHEARSING = 0.36
 """Share of the work that is for that repair."""
+
+ENOUGH_POINTS = 100
+"""Inputs, where there are as many, that a block must be measured on to be worth its time."""
 
 ROUGH = 8.0
 """Units of work for the repair of a candidate that shows where the tolerance lies."""
@@ -143,10 +147,11 @@ class Plan:
         return self.final is not self.rough
 
 
-def default_plan(*, searched: bool, values: Values = "fp32") -> Plan:
+def default_plan(problem: Problem, *, searched: bool, values: Values = "fp32") -> Plan:
     """Give the steps used where no recipe is given.
 
     Args:
+        problem: the promise; where a look at its samples is dear, final candidates spare nothing.
         searched: whether there is a tolerance to search for, or only a sparsity to go to.
         values: how they are stored. They are repaired as they are and then rounded, with a repair
             that sees rounded values after it: on a grid, most of what pruning costs is not won
@@ -154,8 +159,10 @@ def default_plan(*, searched: bool, values: Values = "fp32") -> Plan:
     """
     polish = Polish(work=POLISHING if searched else POLISHING_ALONE)
     work = FINAL if searched else ALONE
+    enough = min(ENOUGH_POINTS, len(problem.fit[0]))
+    ways = _twice if points_of(objective_of(problem)) >= enough else _once
     return Plan(
-        Chain(_twice(work) if values == "fp32" else _stored(_twice, work, values)),
+        Chain(ways(work) if values == "fp32" else _stored(ways, work, values)),
         Chain(_once(ROUGH) if values == "fp32" else _stored(_once, ROUGH, values)),
         GAINS.get(values, GAIN),
         polish,

@@ -97,7 +97,8 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         problem = problem_of(job, model, samples, tolerance, progress)
     check_runs(model, samples.judge)  # refused now, not after all the work
     state = first_state(job, model, problem, free)
-    plan = _plan(job, searched=tolerance is not None)
+    with one_thread_spared(), full_precision():
+        plan = _plan(job, problem, searched=tolerance is not None)
     if wants_groups(plan.final) or job.recipe == FASTEST:
         problem = with_groups(problem, model)
     enough = Pattern.parse(job.pattern).most > 0  # n:m says by itself how far to go
@@ -228,12 +229,12 @@ class _Judged:
         return max(1.01, *shares, 1.01)
 
 
-def _plan(job: Job, *, searched: bool) -> Plan:
+def _plan(job: Job, problem: Problem, *, searched: bool) -> Plan:
     if job.recipe is not None and not isinstance(job.recipe, str):
         return Plan.of(job.recipe)
     if job.recipe == FAITHFUL:
         return faithful_plan()
-    return default_plan(searched=searched, values=job.values).following(job.pattern)
+    return default_plan(problem, searched=searched, values=job.values).following(job.pattern)
 
 
 def _judged(

@@ -204,7 +204,7 @@ class _Trial:
         cls, values: Values, pattern: str, problem: Problem, floor: float, deadline: float | None
     ) -> _Trial:
         """Begin with nothing tried."""
-        plan = default_plan(searched=True, values=values).following(pattern)
+        plan = default_plan(problem, searched=True, values=values).following(pattern)
         search = rough_search(plan, problem, floor, deadline)
         return cls(values, plan, search, tolerance_of(problem) * search.margin)
 

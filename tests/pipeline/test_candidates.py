@@ -44,19 +44,24 @@ from onnxpress.steps.store import Store
 from onnxpress_adapters.errors import MisuseError, StepError
 
 
-def test_the_default_plan_is_open() -> None:
-    plan = default_plan(searched=True)
-    for found, work in ((plan, FINAL), (default_plan(searched=False), ALONE)):
+def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = plain_case().problem
+    plan = default_plan(problem, searched=True)
+    for found, work in ((plan, FINAL), (default_plan(problem, searched=False), ALONE)):
         first = Repair(work=REHEARSING * work)
         removed = Greedy(spare=SPARE, rehearsal=first)
         assert found.final == Chain((removed, Repair(work=work - first.work)))
         assert found.rough == Chain((Greedy(), Repair(work=ROUGH)))
     assert plan.polish == Polish(work=POLISHING)
-    assert default_plan(searched=False).polish == Polish(work=POLISHING_ALONE)
+    assert default_plan(problem, searched=False).polish == Polish(work=POLISHING_ALONE)
     assert is_open(plan.final)
     assert is_open(plan.rough)
     assert plan.is_staged
-    plan = default_plan(searched=True, values="int8")
+    monkeypatch.setattr(candidates, "points_of", lambda _: 0)  # as where a look is dear
+    dear = default_plan(problem, searched=True)
+    assert dear.final == Chain((Greedy(), Repair(work=FINAL)))
+    monkeypatch.undo()
+    plan = default_plan(problem, searched=True, values="int8")
     for chain, work in ((plan.final, FINAL), (plan.rough, ROUGH)):
         assert isinstance(chain, Chain)
         greedy, before, store, after = chain.steps

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import numpy as np
 import pytest
 import torch
@@ -11,11 +9,12 @@ from onnx import helper
 
 from laws import StepLaws
 from models import MODELS, case_of, graph_model, key, linear_model, two_headed_model
+from onnxpress.cost import Cost
 from onnxpress.objective import objective_of
 from onnxpress.problem import Problem
 from onnxpress.state import State
 from onnxpress.step import Step
-from onnxpress.steps.greedy import Greedy
+from onnxpress.steps.greedy import Greedy, points_of
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress.support import cut
@@ -90,6 +89,17 @@ def test_it_beats_magnitude() -> None:
     assert distances[0] < distances[1] / 2
 
 
+def test_a_block_is_measured_on_as_many_points_as_work_pays_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective = objective_of(case_of(linear_model(np.ones((6, 3)))).problem)
+    given = len(objective.problem.fit[0])
+    batch = objective.cost.batch
+    for steps, count in ((0, 16), (1, min(given, batch // 2)), (10**6, given)):
+        monkeypatch.setattr(Cost, "steps", lambda *_, steps=steps: steps)
+        assert points_of(objective) == count
+
+
 def test_what_is_spared_leaves_after_the_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
     case, seen = case_of(two_headed_model()), []  # 156 entries
 
@@ -107,22 +117,6 @@ def test_what_is_spared_leaves_after_the_rehearsal(monkeypatch: pytest.MonkeyPat
     half = Magnitude(sparsity=0.4)(case.state, case.problem)  # 94 entries
     assert step(half, case.problem).kept == 78
     assert {work for work, _ in seen} == {2.0}
-
-
-def test_where_a_block_is_dear_all_leave_before_the_rehearsal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    case, seen = case_of(two_headed_model()), []
-
-    def repair(self: Repair, state: State, problem: Problem) -> State:
-        seen.append((self.work, state.kept))
-        return state
-
-    monkeypatch.setattr(Repair, "__call__", repair)
-    monkeypatch.setattr("onnxpress.steps.greedy.PASSES", inf)
-    step = Greedy(sparsity=0.5, spare=0.25, rehearsal=Repair(work=3.0))
-    step(case.state, case.problem)
-    assert seen == [(3.0, 78)]
 
 
 def test_with_spare_it_comes_nearer() -> None:

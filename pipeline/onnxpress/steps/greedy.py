@@ -48,8 +48,12 @@ LARGEST_BITE = 0.5
 """Share of its remaining entries one weight may lose in one block."""
 
 
-PASSES = 3
-"""Passes over the points a block is measured on that it takes at least."""
+BLOCK_UNITS = 6.0
+"""Work that one look at all points may take while a block is chosen; where it would be more, there
+are fewer points."""
+
+FEWEST_POINTS = 16
+"""Inputs a block is measured on at least, and as many points between them."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,7 @@ class Greedy:
         block: share of the remaining entries that leave in one block, to begin with.
         trust: a block is taken back when d rises by more than so many times the prediction.
         between: the repair after each block.
-        spare: entries, as a share of those that are to stay, that leave only after ``rehearsal``;
-            where a block would take more work than that, all leave before it.
+        spare: entries, as a share of those that are to stay, that leave only after ``rehearsal``.
         rehearsal: the repair of the network that still has them.
         pattern: what may stay together: ``none``, ``2:4``, ``block:4x8``,
             ``rows:32``, ``even:32`` (``Pattern.parse``).
@@ -143,15 +146,8 @@ class Greedy:
         spared = int(goal * (1 + self.spare))
         if not goal < spared < state.kept:
             return self._to(state, objective, goal)
-        if self._is_dear(objective):
-            return self.rehearsal(self._to(state, objective, goal), problem)
         state = self.rehearsal(self._to(state, objective, spared), problem)
         return self._to(state, objective, goal)
-
-    def _is_dear(self, objective: Objective) -> bool:
-        """Say whether a block takes more work than the rehearsal before it."""
-        points = len(objective.problem.fit[0]) * (2 if self.between.interpolate else 1)
-        return objective.cost.steps(self.rehearsal.work, points) < PASSES
 
     def _to(self, state: State, objective: Objective, goal: int) -> State:
         """Remove entries until so many are left."""
@@ -166,16 +162,18 @@ class Greedy:
         return state
 
     def _drawn(self, objective: Objective) -> Objective:
-        """Give the objective on the inputs and as many points between them."""
+        """Give the objective on some inputs and as many points between inputs."""
         problem, drawing = objective.problem, self.between.drawing
         if not drawing.interpolate:
             return objective
         known = problem.memo.get(drawing)
         if isinstance(known, Objective):
             return known
-        generator = problem.generator("between")
-        between = drawing.points(problem.fit, len(problem.fit[0]), generator)
-        fit = [torch.cat(pair) for pair in zip(problem.fit, between, strict=True)]
+        generator, count = problem.generator("between"), points_of(objective)
+        between = drawing.points(problem.fit, count, generator)
+        fit = [
+            torch.cat((own[:count], more)) for own, more in zip(problem.fit, between, strict=True)
+        ]
         made = replace(problem, fit=fit, memo={"batch": objective.batch})
         targets = None if objective.targets is None else tuple(objective.reference(fit))
         drawn = replace(objective, problem=made, targets=targets)
@@ -256,6 +254,13 @@ class Greedy:
                 note = f"{note}; by surgery a block of {whole}: measured {level:+.3g}"
         repaired = self.between(candidate.noted(note), objective.problem)
         return repaired, min(LARGEST_BLOCK, max(larger, LEAST_BLOCK))
+
+
+def points_of(objective: Objective) -> int:
+    """Say on how many inputs a block is measured, and on as many points between them."""
+    cost = objective.cost
+    paid = cost.steps(BLOCK_UNITS, cost.batch) * cost.batch // 2
+    return min(len(objective.problem.fit[0]), max(FEWEST_POINTS, paid))
 
 
 def _scores(form: Dense, gradient: Tensor, curvature: Tensor, damping: float) -> Tensor:
