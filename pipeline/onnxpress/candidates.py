@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf, nan
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -38,8 +39,8 @@ MOST_JUDGED = 3  # one more than LESS has
 SPARE = 0.15
 """Entries a final candidate spares until it has been repaired once, as a share of what stays."""
 
-REHEARSING = 0.36
-"""Share of the work that is for that repair."""
+REHEARSING, REHEARSING_ALONE = 0.5, 0.36
+"""Share of the work that is for that repair, in a search and where only a sparsity is asked for."""
 
 ENOUGH_POINTS = 100
 """Inputs, where there are as many, that a block must be measured on to be worth its time."""
@@ -47,8 +48,9 @@ ENOUGH_POINTS = 100
 ROUGH = 8.0
 """Units of work for the repair of a candidate that shows where the tolerance lies."""
 
-FINAL = 28.0
-"""Units of work for the repair of a candidate that the judge may see."""
+FINAL, FINAL_SPARING = 28.0, 22.0
+"""Units of work for the repair of a candidate that the judge may see; one that spares entries until
+it has been repaired once comes as near with less."""
 
 ALONE = 60.0
 """Units of work for the repair where only a sparsity is asked for, so that it runs once."""
@@ -158,9 +160,12 @@ def default_plan(problem: Problem, *, searched: bool, values: Values = "fp32") -
             back.
     """
     polish = Polish(work=POLISHING if searched else POLISHING_ALONE)
+    ways: Callable[[float], tuple[Step, ...]] = _once
     work = FINAL if searched else ALONE
     enough = min(ENOUGH_POINTS, len(problem.fit[0]))
-    ways = _twice if points_of(objective_of(problem)) >= enough else _once
+    if points_of(objective_of(problem)) >= enough:
+        ways = partial(_twice, REHEARSING if searched else REHEARSING_ALONE)
+        work = FINAL_SPARING if searched else ALONE
     return Plan(
         Chain(ways(work) if values == "fp32" else _stored(ways, work, values)),
         Chain(_once(ROUGH) if values == "fp32" else _stored(_once, ROUGH, values)),
@@ -178,8 +183,8 @@ def _once(work: float) -> tuple[Step, ...]:
     return Greedy(), Repair(work=work)
 
 
-def _twice(work: float) -> tuple[Step, ...]:
-    first = Repair(work=REHEARSING * work)
+def _twice(share: float, work: float) -> tuple[Step, ...]:
+    first = Repair(work=share * work)
     return Greedy(spare=SPARE, rehearsal=first), Repair(work=work - first.work)
 
 

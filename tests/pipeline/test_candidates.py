@@ -17,12 +17,14 @@ from onnxpress.candidates import (
     ALONE,
     BEYOND,
     FINAL,
+    FINAL_SPARING,
     FURTHER,
     GAIN,
     MOST_JUDGED,
     POLISHING,
     POLISHING_ALONE,
     REHEARSING,
+    REHEARSING_ALONE,
     ROUGH,
     ROUGHLY,
     ROUNDED,
@@ -47,13 +49,15 @@ from onnxpress_adapters.errors import MisuseError, StepError
 def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = plain_case().problem
     plan = default_plan(problem, searched=True)
-    for found, work in ((plan, FINAL), (default_plan(problem, searched=False), ALONE)):
-        first = Repair(work=REHEARSING * work)
+    alone = default_plan(problem, searched=False)
+    plans = ((plan, FINAL_SPARING, REHEARSING), (alone, ALONE, REHEARSING_ALONE))
+    for found, work, share in plans:
+        first = Repair(work=share * work)
         removed = Greedy(spare=SPARE, rehearsal=first)
         assert found.final == Chain((removed, Repair(work=work - first.work)))
         assert found.rough == Chain((Greedy(), Repair(work=ROUGH)))
     assert plan.polish == Polish(work=POLISHING)
-    assert default_plan(problem, searched=False).polish == Polish(work=POLISHING_ALONE)
+    assert alone.polish == Polish(work=POLISHING_ALONE)
     assert is_open(plan.final)
     assert is_open(plan.rough)
     assert plan.is_staged
@@ -62,7 +66,7 @@ def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dear.final == Chain((Greedy(), Repair(work=FINAL)))
     monkeypatch.undo()
     plan = default_plan(problem, searched=True, values="int8")
-    for chain, work in ((plan.final, FINAL), (plan.rough, ROUGH)):
+    for chain, work in ((plan.final, FINAL_SPARING), (plan.rough, ROUGH)):
         assert isinstance(chain, Chain)
         greedy, before, store, after = chain.steps
         assert store == Store("int8")

@@ -92,6 +92,7 @@ def test_what_ways_a_model_has(monkeypatch: pytest.MonkeyPatch) -> None:
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     monkeypatch.setattr(candidates, "FINAL", 0.3)
+    monkeypatch.setattr(candidates, "FINAL_SPARING", 0.3)
     monkeypatch.setattr(fastest, "FINAL", 0.3)
     monkeypatch.setattr(fastest, "POLISHING", 0.1)
     monkeypatch.setattr(fastest, "ROUGH", 0.1)

@@ -53,7 +53,7 @@ def laws(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> dic
         monkeypatch.setattr(smallest, "FEW", 0)
     steps: dict[Values, Fake] = {values: Fake(never) for values in BITS}
 
-    def plan(*, searched: bool, values: Values) -> Plan:
+    def plan(_: Problem, *, searched: bool, values: Values) -> Plan:
         assert searched
         return Plan.of(steps[values])
 
@@ -143,6 +143,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
     monkeypatch.setattr(candidates, "ROUGH", 0.1)
     monkeypatch.setattr(candidates, "FINAL", 0.1)
+    monkeypatch.setattr(candidates, "FINAL_SPARING", 0.1)
     monkeypatch.setattr(candidates, "POLISHING", 0.1)
     model = tmp_path / "m.onnx"
     model.write_bytes(perceptron(hidden=256).SerializeToString())
