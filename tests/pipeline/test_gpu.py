@@ -53,6 +53,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "repair, adam": (Magnitude(0.8), Repair("adam")),
     "repair, lbfgs": (Magnitude(0.8), Repair("lbfgs")),
     "polish": (Magnitude(0.8), Polish()),
+    "greedy, last entries after a repair": (Greedy(0.8, spare=0.15),),
 }
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
