@@ -48,14 +48,14 @@ ENOUGH_POINTS = 100
 ROUGH = 8.0
 """Units of work for the repair of a candidate that shows where the tolerance lies."""
 
-FINAL, FINAL_SPARING = 28.0, 22.0
+FINAL, FINAL_SPARING = 28.0, 16.0
 """Units of work for the repair of a candidate that the judge may see; one that spares entries until
 it has been repaired once comes as near with less."""
 
 ALONE = 60.0
 """Units of work for the repair where only a sparsity is asked for, so that it runs once."""
 
-POLISHING, POLISHING_ALONE = 12.0, 20.0
+POLISHING, POLISHING_ALONE = 8.0, 20.0
 """Units of work for the polish after either."""
 
 MENDING = 0.5
