@@ -39,7 +39,7 @@ MOST_JUDGED = 3  # one more than LESS has
 SPARE = 0.15
 """Entries a final candidate spares until it has been repaired once, as a share of what stays."""
 
-REHEARSING, REHEARSING_ALONE = 0.5, 0.36
+REHEARSING, REHEARSING_ALONE = 0.5, 0.27
 """Share of the work that is for that repair, in a search and where only a sparsity is asked for."""
 
 ENOUGH_POINTS = 100
@@ -52,7 +52,7 @@ FINAL, FINAL_SPARING = 28.0, 16.0
 """Units of work for the repair of a candidate that the judge may see; one that spares entries until
 it has been repaired once comes as near with less."""
 
-ALONE = 60.0
+ALONE = 80.0
 """Units of work for the repair where only a sparsity is asked for, so that it runs once."""
 
 POLISHING, POLISHING_ALONE = 8.0, 20.0
