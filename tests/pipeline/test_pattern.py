@@ -393,7 +393,7 @@ def test_the_written_file_has_the_pattern(name: str, tmp_path: Path) -> None:
 
 def test_two_of_four_needs_no_sparsity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Chain((Greedy(), Repair(work=0.05)))
-    monkeypatch.setattr(press, "default_plan", lambda **_: Plan.of(short))
+    monkeypatch.setattr(press, "default_plan", lambda *_, **__: Plan.of(short))
     model = tmp_path / "m.onnx"
     model.write_bytes(MODELS["mlp"]().SerializeToString())
     out = tmp_path / "p.onnx"

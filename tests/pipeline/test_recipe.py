@@ -108,8 +108,8 @@ def test_a_step_recipes_do_not_know_cannot_be_written() -> None:
         (
             "steps: [greedy: {sparsty: 0.5}]",
             "steps[0].greedy: unknown key 'sparsty'; did you mean 'sparsity'? "
-            "(sparsity, layerwise, block, trust, between, pattern, score, per_round, hours are "
-            "known)",
+            "(sparsity, layerwise, block, trust, between, spare, rehearsal, pattern, score, "
+            "per_round, hours are known)",
         ),
         (
             "steps: [magnitude, gredy: {}]",
@@ -250,7 +250,7 @@ def test_the_schema_names_every_step_and_field() -> None:
     schema = json_schema()
     assert set(schema["$defs"]) == {"step", *STEPS}
     greedy = schema["$defs"]["greedy"]
-    fields = ["sparsity", "layerwise", "block", "trust", "between", "pattern"]
+    fields = ["sparsity", "layerwise", "block", "trust", "between", "spare", "rehearsal", "pattern"]
     fields += ["score", "per_round", "hours"]
     assert list(greedy["properties"]) == fields
     assert greedy["additionalProperties"] is False
