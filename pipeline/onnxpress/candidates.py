@@ -9,7 +9,7 @@ from math import inf, nan
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from onnxpress.objective import objective_of
+from onnxpress.cost import Cost
 from onnxpress.search import (
     INTERRUPTED,
     NOTHING,
@@ -162,8 +162,9 @@ def default_plan(problem: Problem, *, searched: bool, values: Values = "fp32") -
     polish = Polish(work=POLISHING if searched else POLISHING_ALONE)
     ways: Callable[[float], tuple[Step, ...]] = _once
     work = FINAL if searched else ALONE
-    enough = min(ENOUGH_POINTS, len(problem.fit[0]))
-    if points_of(objective_of(problem)) >= enough:
+    given = len(problem.fit[0])
+    cost = Cost.of(problem.network, problem.reference, problem.fit, problem.effort)
+    if points_of(cost, given) >= min(ENOUGH_POINTS, given):
         ways = partial(_twice, REHEARSING if searched else REHEARSING_ALONE)
         work = FINAL_SPARING if searched else ALONE
     return Plan(

@@ -11,7 +11,7 @@ Source: seeds/sparsification_mathematics.md, "Manifold assumption", the definiti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,6 +83,25 @@ class Objective:
         network = graph.with_surrogates() if torch.is_grad_enabled() else graph
         values = network.batched({**problem.reference, **tensors}, inputs)
         return [values[place] for place in problem.judged]
+
+    def on(
+        self,
+        fit: Sequence[Tensor],
+        targets: tuple[Tensor, ...] | None,
+        labels: tuple[Tensor, Tensor] | None = None,
+    ) -> Objective:
+        """Give the same distance, its scales unchanged, on another fit set.
+
+        Args:
+            fit: one tensor ``[samples, *feed shape]`` per graph input.
+            targets: what the reference network answers, per judged output; None to ask it anew for
+                every batch.
+            labels: of that set and of the choose set; None where no task is descended on.
+        """
+        memo: dict[object, object] = {"batch": self.batch}  # memory that ran out has run out
+        problem = replace(self.problem, fit=fit, labels=labels, memo=memo)
+        memo["objective"] = objective = replace(self, problem=problem, targets=targets)
+        return objective
 
     def reference(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run the reference network, batch by batch and without a gradient."""

@@ -97,8 +97,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         problem = problem_of(job, model, samples, tolerance, progress)
     check_runs(model, samples.judge)  # refused now, not after all the work
     state = first_state(job, model, problem, free)
-    with one_thread_spared(), full_precision():
-        plan = _plan(job, problem, searched=tolerance is not None)
+    plan = _plan(job, problem, searched=tolerance is not None)
     if wants_groups(plan.final) or job.recipe == FASTEST:
         problem = with_groups(problem, model)
     enough = Pattern.parse(job.pattern).most > 0  # n:m says by itself how far to go

@@ -61,7 +61,8 @@ def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_open(plan.final)
     assert is_open(plan.rough)
     assert plan.is_staged
-    monkeypatch.setattr(candidates, "points_of", lambda _: 0)  # as where a look is dear
+    assert "objective" not in problem.memo  # so that what is refused is refused before any work
+    monkeypatch.setattr(candidates, "points_of", lambda *_: 0)  # as where a look is dear
     dear = default_plan(problem, searched=True)
     assert dear.final == Chain((Greedy(), Repair(work=FINAL)))
     monkeypatch.undo()

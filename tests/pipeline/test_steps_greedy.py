@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from onnx import helper
+from torch import Tensor
 
 from laws import StepLaws
 from models import MODELS, case_of, graph_model, key, linear_model, two_headed_model
 from onnxpress.cost import Cost
-from onnxpress.objective import objective_of
+from onnxpress.objective import Measured, Objective, objective_of
 from onnxpress.problem import Problem
 from onnxpress.state import State
 from onnxpress.step import Step
@@ -19,6 +23,7 @@ from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress.support import cut
 from onnxpress_adapters.errors import MisuseError, StepError
+from onnxpress_adapters.weights import WeightKey
 from trained import perceptron_case
 
 SHORT = Repair(method="lbfgs", work=1.0)
@@ -97,7 +102,38 @@ def test_a_block_is_measured_on_as_many_points_as_work_pays_for(
     batch = objective.cost.batch
     for steps, count in ((0, 16), (1, min(given, batch // 2)), (10**6, given)):
         monkeypatch.setattr(Cost, "steps", lambda *_, steps=steps: steps)
-        assert points_of(objective) == count
+        assert points_of(objective.cost, given) == count
+
+
+def test_half_of_the_points_of_a_block_lie_between_the_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case, looked = case_of(two_headed_model()), []
+    objective = objective_of(case.problem)
+    given = len(case.problem.fit[0])
+
+    real = Objective.measure_fit
+
+    def measure(self: Objective, tensors: Mapping[WeightKey, Tensor]) -> Measured:
+        looked.append(self)
+        return real(self, tensors)
+
+    monkeypatch.setattr(Objective, "measure_fit", measure)
+    Greedy(sparsity=0.5, layerwise=0.0, block=0.2, between=SHORT)(case.state, case.problem)
+    (drawn,) = set(looked)
+    assert drawn.scales is objective.scales
+    for own, points in zip(case.problem.fit, drawn.problem.fit, strict=True):
+        assert torch.equal(points[:given], own)
+        assert len(points) == 2 * given
+        same = (own[:, None] == points[None, given:]).flatten(2).all(2)
+        assert int(same.any(0).sum()) < given / 4  # a pair may be twice the same input
+    assert drawn.targets is not None
+    for wanted, known in zip(drawn.reference(drawn.problem.fit), drawn.targets, strict=True):
+        assert torch.equal(wanted, known)
+    looked.clear()
+    plain = replace(SHORT, interpolate=0.0)
+    Greedy(sparsity=0.5, layerwise=0.0, block=0.2, between=plain)(case.state, case.problem)
+    assert set(looked) == {objective}
 
 
 def test_what_is_spared_leaves_after_the_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:

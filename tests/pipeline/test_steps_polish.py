@@ -9,7 +9,7 @@ import torch
 
 from laws import StepLaws
 from models import MODELS, case_of, linear_model
-from onnxpress.objective import objective_of
+from onnxpress.objective import Objective, objective_of
 from onnxpress.problem import Problem
 from onnxpress.state import State
 from onnxpress.step import Step
@@ -75,10 +75,11 @@ def test_the_scales_stay_and_memory_that_ran_out_has_run_out() -> None:
     pruned = Magnitude(sparsity=0.5)(case.state, case.problem)
     Polish()(pruned, case.problem)
     together = case.problem.memo["together"]
-    assert isinstance(together, Problem)
-    mine = objective_of(together)
-    assert mine.batch is objective.batch
-    assert torch.equal(mine.scales, objective.scales)
-    assert len(together.fit[0]) == len(case.problem.fit[0]) + len(case.problem.choose[0])
-    assert mine.targets is not None
-    assert len(mine.targets[0]) == len(together.fit[0])
+    assert isinstance(together, Objective)
+    assert objective_of(together.problem) is together
+    assert together.batch is objective.batch
+    assert torch.equal(together.scales, objective.scales)
+    given = len(case.problem.fit[0]) + len(case.problem.choose[0])
+    assert len(together.problem.fit[0]) == given
+    assert together.targets is not None
+    assert len(together.targets[0]) == given

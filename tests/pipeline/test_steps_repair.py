@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,12 @@ from onnxpress.state import State
 from onnxpress.step import Step
 from onnxpress.steps import repair
 from onnxpress.steps.magnitude import Magnitude
-from onnxpress.steps.repair import WHOLE_BATCH_SHARE, Repair
+from onnxpress.steps.repair import (
+    STEPS_AT_LEAST,
+    STEPS_PER_ENTRY,
+    WHOLE_BATCH_SHARE,
+    Repair,
+)
 from onnxpress_adapters.weights import Dense
 
 
@@ -86,6 +93,26 @@ def test_it_finds_the_least_squares_solution() -> None:
         held = after.support[:, column]
         wanted = torch.linalg.lstsq(x[:, held], x @ target[:, column]).solution
         torch.testing.assert_close(after.values[held, column].double(), wanted, atol=1e-4, rtol=0)
+
+
+def test_a_network_of_few_entries_ends_before_its_work_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case, taken = case_of(two_headed_model()), []
+    pruned = Magnitude(sparsity=0.5)(case.state, case.problem)
+    entries = sum(form.values.numel() for form in pruned.weights.values())
+    entries += sum(value.numel() for value in pruned.extras.values())
+
+    def steps(self: Repair, *arguments: Any) -> Iterator[int]:
+        taken.append(arguments[-1])  # the number of steps
+        yield arguments[-1]
+
+    monkeypatch.setattr(Repair, "_steps", steps)
+    Repair("adam", work=1000.0)(pruned, case.problem)
+    Repair("adam", work=0.5)(pruned, case.problem)
+    most = STEPS_AT_LEAST + STEPS_PER_ENTRY * entries
+    assert taken[0] == most
+    assert taken[-1] < most
 
 
 def test_extras_can_be_held() -> None:

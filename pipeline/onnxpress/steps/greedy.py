@@ -23,6 +23,7 @@ from onnxpress_adapters.layers import Layer
 from onnxpress_adapters.weights import Dense, WeightKey
 
 if TYPE_CHECKING:
+    from onnxpress.cost import Cost
     from onnxpress.problem import Problem
     from onnxpress.state import State
 
@@ -47,7 +48,6 @@ SLACK = 0.02
 LARGEST_BITE = 0.5
 """Share of its remaining entries one weight may lose in one block."""
 
-
 BLOCK_UNITS = 6.0
 """Work that one look at all points may take while a block is chosen; where it would be more, there
 are fewer points."""
@@ -67,11 +67,11 @@ class Greedy:
     increase of d, -w·g + w²·h with the gradient g of d and its Gauss-Newton diagonal h, leave
     together; the layers adapt; and the increase is measured. Half of the points for it lie between
     the inputs, as ``between`` draws them: on what a repair has learned by heart, nothing seems to
-    matter. Where the increase is far above the prediction the block is taken back and
-    halved (a trust region), where it is as predicted the next one is larger; where no prediction
-    holds, the layers' own order is tried as well and the better block stays. With ``spare`` the
-    last entries leave after a repair: what a network that has adapted can do without is no longer
-    what surgery on the original would have named.
+    matter. Where the increase is far above the prediction the block is taken back and halved (a
+    trust region), where it is as predicted the next one is larger; where no prediction holds, the
+    layers' own order is tried as well and the better block stays. With ``spare`` the last entries
+    leave after a repair: what a network that has adapted can do without is no longer what surgery
+    on the original would have named.
 
     With the score ``exact`` it is the greedy of the source to the letter: the true distance of
     every neighbour (one more zero) is measured, the closest one is taken, what stays is
@@ -169,15 +169,13 @@ class Greedy:
         known = problem.memo.get(drawing)
         if isinstance(known, Objective):
             return known
-        generator, count = problem.generator("between"), points_of(objective)
-        between = drawing.points(problem.fit, count, generator)
+        count = points_of(objective.cost, len(problem.fit[0]))
+        between = drawing.points(problem.fit, count, problem.generator("between"))
         fit = [
             torch.cat((own[:count], more)) for own, more in zip(problem.fit, between, strict=True)
         ]
-        made = replace(problem, fit=fit, memo={"batch": objective.batch})
         targets = None if objective.targets is None else tuple(objective.reference(fit))
-        drawn = replace(objective, problem=made, targets=targets)
-        made.memo["objective"] = problem.memo[drawing] = drawn
+        problem.memo[drawing] = drawn = objective.on(fit, targets)
         return drawn
 
     def _layer_by_layer(self, state: State, objective: Objective, count: int) -> State:
@@ -256,11 +254,10 @@ class Greedy:
         return repaired, min(LARGEST_BLOCK, max(larger, LEAST_BLOCK))
 
 
-def points_of(objective: Objective) -> int:
-    """Say on how many inputs a block is measured, and on as many points between them."""
-    cost = objective.cost
+def points_of(cost: Cost, given: int) -> int:
+    """Say on how many of the given inputs a block is measured, and on as many between them."""
     paid = cost.steps(BLOCK_UNITS, cost.batch) * cost.batch // 2
-    return min(len(objective.problem.fit[0]), max(FEWEST_POINTS, paid))
+    return min(given, max(FEWEST_POINTS, paid))
 
 
 def _scores(form: Dense, gradient: Tensor, curvature: Tensor, damping: float) -> Tensor:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from onnxpress.objective import Objective
-from onnxpress.problem import Problem
 from onnxpress.search import Search
 from onnxpress.step import Chain, Only, Step
 from onnxpress.steps.repair import Repair
 from onnxpress.task import GoalName, goal_of
 
 if TYPE_CHECKING:
+    from onnxpress.problem import Problem
     from onnxpress.state import State
 
 
@@ -43,7 +43,7 @@ class Polish:
         goal = goal_of(problem, self.objective)
         before = goal.on_choose(state.tensors)
         repair = Repair("adam", work=self.work, rate=self.rate, objective=self.objective)
-        after = repair(state, _together(problem, goal.objective))
+        after = repair(state, _together(goal.objective).problem)
         if after.weights is state.weights and after.extras is state.extras:
             return state.noted(f"{self}: nothing was better")
         # What the repair says of the choose set is no longer held out, and stays out of the log.
@@ -52,24 +52,19 @@ class Polish:
         return replace(after, log=(*state.log, told))
 
 
-def _together(problem: Problem, objective: Objective) -> Problem:
-    """Give the problem with the choose set in the fit set; the scales of d stay as they are."""
+def _together(objective: Objective) -> Objective:
+    """Give the objective with the choose set in the fit set."""
+    problem = objective.problem
     known = problem.memo.get("together")
-    if isinstance(known, Problem):
+    if isinstance(known, Objective):
         return known
+    fit = [torch.cat(pair) for pair in zip(problem.fit, problem.choose, strict=True)]
     labels = problem.labels and (torch.cat(problem.labels), problem.labels[1])
-    made = replace(
-        problem,
-        fit=[torch.cat(pair) for pair in zip(problem.fit, problem.choose, strict=True)],
-        labels=labels,
-        memo={"batch": objective.batch},  # memory that ran out has run out here too
-    )
     targets = None
     if objective.targets is not None and objective.chosen is not None:
         pairs = zip(objective.targets, objective.chosen, strict=True)
         targets = tuple(torch.cat(pair) for pair in pairs)
-    made.memo["objective"] = replace(objective, problem=made, targets=targets)
-    problem.memo["together"] = made
+    problem.memo["together"] = made = objective.on(fit, targets, labels)
     return made
 
 
