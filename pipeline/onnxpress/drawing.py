@@ -36,6 +36,11 @@ def picture_axes(shape: Sequence[int]) -> tuple[int, int] | None:
     return (long[0], long[1]) if len(shape) >= 4 and len(long) == 2 else None
 
 
+def are_pictures(inputs: Sequence[Tensor]) -> bool:
+    """Say whether any input has the shape of pictures: ``[samples, *feed shape]`` each."""
+    return any(picture_axes(value.shape[1:]) is not None for value in inputs)
+
+
 def moved(inputs: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Shift pictures by a few places, around the edges, and mirror half of them.
 
@@ -151,7 +156,7 @@ class Drawing:
             generator: source of chance.
         """
         drawn = interpolated(inputs, count, generator)
-        if all(picture_axes(value.shape[1:]) is None for value in inputs):
+        if not are_pictures(inputs):
             return drawn
         # What is moved is taken from the front, what gets a part of another one from the back.
         if some := round(self.move * count):

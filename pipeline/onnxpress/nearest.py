@@ -17,6 +17,7 @@ from onnxpress.cost import MACS_PER_UNIT
 from onnxpress.exact import exact_macs, exact_rises
 from onnxpress.objective import Objective, objective_of
 from onnxpress.state import is_same
+from onnxpress.step import checked
 from onnxpress.steps.repair import Repair
 from onnxpress.support import cut
 from onnxpress_adapters.errors import StepError
@@ -99,7 +100,7 @@ class Rounds:
             }
         )
         rise = sum(float(rises[key][mask].sum()) for key, mask in taken.items())
-        mended = replace(self.between(gone, objective.problem), log=state.log)
+        mended = replace(checked(self.between, gone, objective.problem), log=state.log)
         level = float(objective.measure_fit(mended.tensors).per_output.sum())
         what = f"{count} entries" if count > 1 else _named(taken)
         return mended.noted(f"without {what}: d {rise:+.3g}, then {level:.3g} on fit")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from onnxpress import obs
 from onnxpress.layerwise import REFIT_ROUNDS, hessians_of
+from onnxpress.storage import stored
 from onnxpress.support import cut
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def without(state: State, objective: Objective, taken: Mapping[WeightKey, Tensor]) -> State:
-    """Give the state without some entries, the layers adapted to the loss.
+    """Give the state without some entries, the layers adapted to the loss, as a file can hold it.
 
     Args:
         state: pruned or not.
@@ -39,7 +40,7 @@ def without(state: State, objective: Objective, taken: Mapping[WeightKey, Tensor
             changed[key] = cut(layer.weight(fitted).contiguous(), support)
         else:
             changed[key] = cut(form.values, support)
-    return state.with_weights(changed)
+    return stored(state.with_weights(changed), state, objective.problem)
 
 
 def first_hessians(objective: Objective, state: State) -> dict[WeightKey, Tensor]:

@@ -155,6 +155,27 @@ def test_what_is_spared_leaves_after_the_rehearsal(monkeypatch: pytest.MonkeyPat
     assert {work for work, _ in seen} == {2.0}
 
 
+def test_what_its_repairs_leave_is_what_a_file_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, seen = np.random.default_rng(0), []
+    arrays: dict[str, np.ndarray] = {"q": rng.integers(-99, 99, (8, 8)).astype(np.int8)}
+    arrays["s"] = np.array(0.02, np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    case = case_of(graph_model(nodes, arrays))
+
+    def repair(self: Repair, state: State, problem: Problem) -> State:
+        form = state.weights[key("q")]
+        seen.append(form.values)
+        return state.with_weights({key("q"): replace(form, values=1.004 * form.values)})
+
+    monkeypatch.setattr(Repair, "__call__", repair)
+    Greedy(sparsity=0.5, layerwise=0.4, block=0.1, spare=0.2)(case.state, case.problem)
+    assert len(seen) > 2
+    assert all(torch.equal(values, values.round()) for values in seen)
+
+
 def test_with_spare_it_comes_nearer() -> None:
     case = perceptron_case()
     objective = objective_of(case.problem)

@@ -22,9 +22,11 @@ from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import (
     STEPS_AT_LEAST,
     STEPS_PER_ENTRY,
+    STRANGE_NOTE,
     WHOLE_BATCH_SHARE,
     Repair,
 )
+from onnxpress.support import cut
 from onnxpress_adapters.weights import Dense
 
 
@@ -113,6 +115,40 @@ def test_a_network_of_few_entries_ends_before_its_work_does(
     most = STEPS_AT_LEAST + STEPS_PER_ENTRY * entries
     assert taken[0] == most
     assert taken[-1] < most
+
+
+def test_what_has_the_shape_of_pictures_and_is_none_is_not_moved() -> None:
+    # Readings of 8 sensors at 8 times: the first is the sum of the others, and the weights of the
+    # first and of the others tell nothing apart as long as that holds.
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(96, 1, 1, 8, 8, generator=generator)
+    inputs[..., 0] = inputs[..., 1:].sum(-1)
+    weight = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    shape = np.array([1, 64])
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ]
+    made = graph_model(nodes, {"w": weight, "shape": shape}, shape=(1, 1, 8, 8))
+    case = case_of(made, [inputs])
+    objective = objective_of(case.problem)
+    values = case.state.weights[key("w")].values.clone().reshape(8, 8, 4)
+    values[:, 1:] += values[:, :1]
+    values[:, :1] = 0
+    values *= 1 + 1e-4
+    same = case.state.with_weights(
+        {key("w"): cut(values.reshape(64, 4), values.reshape(64, 4) != 0)}
+    )
+    step = Repair()
+    assert step.suited(objective, same) == replace(step, move=0.0, paste=0.0)
+    told = step(same, case.problem).log
+    assert told[0] == f"{step}: {STRANGE_NOTE}"
+    assert told[1].startswith(str(replace(step, move=0.0, paste=0.0)))
+    # What every input sees alike may be moved; and so may what is no picture to begin with.
+    half = Magnitude(sparsity=0.5)(case.state, case.problem)
+    assert step.suited(objective, half) is step
+    flat = case_of(two_headed_model())
+    assert step.suited(objective_of(flat.problem), flat.state) is step
 
 
 def test_extras_can_be_held() -> None:

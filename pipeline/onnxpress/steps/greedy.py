@@ -15,8 +15,9 @@ from onnxpress.nearest import Rounds
 from onnxpress.objective import Objective, objective_of
 from onnxpress.pattern import FREE, Pattern
 from onnxpress.removal import layers_by_key, without
-from onnxpress.step import target_count
+from onnxpress.step import checked, target_count
 from onnxpress.steps.repair import Repair
+from onnxpress.storage import stored
 from onnxpress.support import keep_patterned, touched, unpatterned
 from onnxpress_adapters.errors import MisuseError, StepError
 from onnxpress_adapters.layers import Layer
@@ -146,7 +147,7 @@ class Greedy:
         spared = int(goal * (1 + self.spare))
         if not goal < spared < state.kept:
             return self._to(state, objective, goal)
-        state = self.rehearsal(self._to(state, objective, spared), problem)
+        state = checked(self.rehearsal, self._to(state, objective, spared), problem)
         return self._to(state, objective, goal)
 
     def _to(self, state: State, objective: Objective, goal: int) -> State:
@@ -155,15 +156,15 @@ class Greedy:
             first = max(goal, target_count(state, min(self.layerwise, 1.0)))
             state = self._layer_by_layer(state, objective, first)
         elif excess := self._excess(state, objective):
-            state = self.between(without(state, objective, excess), objective.problem)
+            state = checked(self.between, without(state, objective, excess), objective.problem)
         share = self.block
         while state.kept > goal:
             state, share = self._block(state, objective, goal, share)
         return state
 
-    def _drawn(self, objective: Objective) -> Objective:
+    def _drawn(self, state: State, objective: Objective) -> Objective:
         """Give the objective on some inputs and as many points between inputs."""
-        problem, drawing = objective.problem, self.between.drawing
+        problem, drawing = objective.problem, self.between.suited(objective, state).drawing
         if not drawing.interpolate:
             return objective
         known = problem.memo.get(drawing)
@@ -183,7 +184,8 @@ class Greedy:
         curves = curves_of(objective, state, Pattern.parse(self.pattern))
         shares = allocated(curves, count)
         changed = {curve.key: curve.at(shares[curve.key]) for curve in curves}
-        return state.with_weights(changed).noted(f"layer by layer to {count} entries")
+        after = stored(state.with_weights(changed), state, objective.problem)
+        return after.noted(f"layer by layer to {count} entries")
 
     def _excess(self, state: State, objective: Objective) -> dict[WeightKey, Tensor]:
         """Mark what has to go at once, for the pattern's sake, from a network pruned otherwise."""
@@ -218,7 +220,7 @@ class Greedy:
         Returns:
             The state, and the share for the next block.
         """
-        free, drawn = sorted(state.free), self._drawn(objective)
+        free, drawn = sorted(state.free), self._drawn(state, objective)
         before, gradient = drawn.gradient(state.tensors, free)
         kept = state.kept
         generator = objective.problem.generator(f"block {kept}")
@@ -250,7 +252,7 @@ class Greedy:
             if level / whole < rise / size:
                 candidate, larger = other, share
                 note = f"{note}; by surgery a block of {whole}: measured {level:+.3g}"
-        repaired = self.between(candidate.noted(note), objective.problem)
+        repaired = checked(self.between, candidate.noted(note), objective.problem)
         return repaired, min(LARGEST_BLOCK, max(larger, LEAST_BLOCK))
 
 

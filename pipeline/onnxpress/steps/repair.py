@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from onnxpress.drawing import Drawing
+from onnxpress.drawing import Drawing, are_pictures
 from onnxpress.movable import Movable
 from onnxpress.storage import has_grid
 from onnxpress.task import Goal, GoalName, goal_of
 
 if TYPE_CHECKING:
+    from onnxpress.objective import Objective
     from onnxpress.problem import Problem
     from onnxpress.state import State
     from onnxpress_adapters.weights import WeightKey
@@ -59,6 +60,16 @@ POWERS = (0.5, 1.0, 2.0)
 TRIAL = 12
 """What part of the steps each of them is tried for."""
 
+STRANGERS, FEWEST_STRANGERS = 64, 16
+"""Moved pictures on which d is measured before a repair learns from them; the fewer where its work
+pays for less than ``FEWEST_STEPS`` steps on as many."""
+
+STRANGE_NOTE = "moved as pictures, inputs are others than those that matter, and are not moved"
+
+STRANGE = 30.0
+"""Where d on them is so many times d on inputs, they are none of the inputs that matter: it was at
+most 7 times for pictures, and 9,000 times for windows of sensor readings, whose shape is the same."""
+
 
 @dataclass(frozen=True)
 class Repair:
@@ -81,7 +92,8 @@ class Repair:
             themselves a few hundred steps fit d ten times closer than it holds on others; between
             them there are as many as one likes, but none at the edges of what is possible.
         move: share of those that are shifted and mirrored, 0 to 1, where inputs are pictures. With
-            crops of six photographs to learn from, d on other photographs fell by a fifth.
+            crops of six photographs to learn from, d on other photographs fell by a fifth. Tables
+            of the shape of pictures are told from them by d, and are not moved.
         paste: share of those that have a part of another picture in them, likewise.
         extras: whether biases and norms move too.
         objective: what is minimised: the ``distance``, or the loss of a task.
@@ -113,6 +125,10 @@ class Repair:
         before = goal.on_choose(state.tensors)
         if self.objective == "distance" and before <= self._enough(problem):
             return state.noted(f"{self}: d = {before:.3g} on choose, there is nothing to mend")
+        if self.objective == "distance":
+            suited = self.suited(goal.objective, state)
+            if suited is not self:
+                return suited(state.noted(f"{self}: {STRANGE_NOTE}"), problem)
         cheap = self._is_cheap(goal) and not has_grid(state, problem)
         share = WHOLE_BATCH_SHARE if self.method == "auto" and cheap else 0.0
         found: list[tuple[float, dict[WeightKey, Tensor], str]] = []
@@ -129,6 +145,24 @@ class Repair:
             return state.noted(f"{self}: kept {kept}, nothing was better")
         line = f"{self}: {self._loss} {before:.3g} -> {after:.3g} on choose, by {how}"
         return point.put(state, values).noted(line)
+
+    def suited(self, objective: Objective, state: State) -> Repair:
+        """Give the repair that moves no pictures where what has their shape is none.
+
+        Args:
+            objective: the problem's.
+            state: to be repaired.
+        """
+        problem = objective.problem
+        if not (self.interpolate and (self.move or self.paste)) or not are_pictures(problem.fit):
+            return self
+        dear = objective.cost.steps(self.work, STRANGERS) < FEWEST_STEPS
+        count = min(FEWEST_STRANGERS if dear else STRANGERS, len(problem.choose[0]))
+        drawn = self.drawing.points(problem.fit, count, problem.generator("strangers"))
+        there = objective.measure(state.tensors, drawn).value
+        if there <= STRANGE * objective.measure_choose(state.tensors, count).value:
+            return self
+        return replace(self, move=0.0, paste=0.0)
 
     def _enough(self, problem: Problem) -> float:
         """Give the d that needs no repair."""

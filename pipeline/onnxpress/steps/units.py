@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onnxpress.objective import objective_of
 from onnxpress.removal import without
-from onnxpress.step import target_count
+from onnxpress.step import checked, target_count
 from onnxpress.steps.repair import Repair
 from onnxpress.unit_scores import recoverable, runs_of, unit_rises
 from onnxpress_adapters.axes import Role
@@ -185,7 +185,7 @@ class Units:
         lost = sum(int((a & ~b).sum()) for a, b in zip(alive, after, strict=True))
         line = f"{lost} units leave with {gained} entries: d {distance:.3g} on choose"
         smaller = smaller.noted(line)
-        smaller = self.between(smaller, problem)
+        smaller = checked(self.between, smaller, problem)
         distance = objective.measure_choose(smaller.tensors).value
         return _Stand(smaller, after, distance)
 
