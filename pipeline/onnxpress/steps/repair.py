@@ -67,8 +67,8 @@ pays for less than ``FEWEST_STEPS`` steps on as many."""
 STRANGE_NOTE = "moved as pictures, inputs are others than those that matter, and are not moved"
 
 STRANGE = 30.0
-"""Where d on them is so many times d on inputs, they are none of the inputs that matter: it was at
-most 7 times for pictures, and 9,000 times for windows of sensor readings, whose shape is the same."""
+"""Where d on them is so many times d on inputs, they are not inputs that matter: it was at most 7
+times for pictures, and 9,000 times for windows of sensor readings, whose shape is the same."""
 
 
 @dataclass(frozen=True)
