@@ -52,8 +52,14 @@ FINAL, FINAL_SPARING = 28.0, 16.0
 """Units of work for the repair of a candidate that the judge may see; one that spares entries until
 it has been repaired once comes as near with less."""
 
-ALONE = 80.0
-"""Units of work for the repair where only a sparsity is asked for, so that it runs once."""
+ALONE, MOST_ALONE = 80.0, 160.0
+"""Units of work for the repair where only a sparsity is asked for, so that it runs once: the more
+of them, the fewer steps they pay for."""
+
+STEPS_ALONE = 4000
+"""Steps it should have, each on ``BATCH_ALONE`` samples."""
+
+BATCH_ALONE = 128
 
 POLISHING, POLISHING_ALONE = 8.0, 20.0
 """Units of work for the polish after either."""
@@ -161,12 +167,12 @@ def default_plan(problem: Problem, *, searched: bool, values: Values = "fp32") -
     """
     polish = Polish(work=POLISHING if searched else POLISHING_ALONE)
     ways: Callable[[float], tuple[Step, ...]] = _once
-    work = FINAL if searched else ALONE
     given = len(problem.fit[0])
     cost = Cost.of(problem.network, problem.reference, problem.fit, problem.effort)
+    work = FINAL if searched else _work_alone(cost)
     if points_of(cost, given) >= min(ENOUGH_POINTS, given):
         ways = partial(_twice, REHEARSING if searched else REHEARSING_ALONE)
-        work = FINAL_SPARING if searched else ALONE
+        work = FINAL_SPARING if searched else work
     return Plan(
         Chain(ways(work) if values == "fp32" else _stored(ways, work, values)),
         Chain(_once(ROUGH) if values == "fp32" else _stored(_once, ROUGH, values)),
@@ -178,6 +184,16 @@ def default_plan(problem: Problem, *, searched: bool, values: Values = "fp32") -
 def faithful_plan() -> Plan:
     """Give the greedy of seeds/sparsification_mathematics.md, to the letter and nothing else."""
     return Plan.of(Chain((Greedy(score="exact", between=Repair("lbfgs", work=MENDING)),)))
+
+
+def _work_alone(cost: Cost) -> float:
+    """Say how much work pays for the steps of a repair that runs once.
+
+    More steps help until there are some thousand; where one takes long, d falls with every one: of
+    twice the work, by 5 to 45 % on three networks of the zoo.
+    """
+    paid = cost.steps(ALONE, min(BATCH_ALONE, cost.batch)) / cost.effort
+    return min(MOST_ALONE, max(ALONE, ALONE * STEPS_ALONE / paid))
 
 
 def _once(work: float) -> tuple[Step, ...]:

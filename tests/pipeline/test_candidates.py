@@ -20,6 +20,7 @@ from onnxpress.candidates import (
     FINAL_SPARING,
     FURTHER,
     GAIN,
+    MOST_ALONE,
     MOST_JUDGED,
     POLISHING,
     POLISHING_ALONE,
@@ -29,11 +30,13 @@ from onnxpress.candidates import (
     ROUGHLY,
     ROUNDED,
     SPARE,
+    STEPS_ALONE,
     Plan,
     default_plan,
     hunt,
     over_free,
 )
+from onnxpress.cost import Cost
 from onnxpress.problem import Problem
 from onnxpress.search import INTERRUPTED, RESERVE, Search, tolerance_of, tried
 from onnxpress.state import State
@@ -78,6 +81,17 @@ def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
         spent = greedy.rehearsal.work if greedy.spare else 0.0
         assert spent + before.work + after.work == pytest.approx(work)
     assert not Plan.of(plan.final).is_staged
+
+
+def test_a_repair_that_runs_once_has_more_work_where_a_step_is_dear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = replace(plain_case().problem, effort=0.5)
+    for paid, work in ((10_000, ALONE), (1500, ALONE * STEPS_ALONE / 3000), (100, MOST_ALONE)):
+        monkeypatch.setattr(Cost, "steps", lambda *_, paid=paid: paid)
+        monkeypatch.setattr(candidates, "points_of", lambda *_: 0)
+        assert default_plan(problem, searched=False).final == Chain((Greedy(), Repair(work=work)))
+        assert default_plan(problem, searched=True).final == Chain((Greedy(), Repair(work=FINAL)))
 
 
 def test_a_polish_at_the_end_is_for_what_the_judge_sees(monkeypatch: pytest.MonkeyPatch) -> None:
