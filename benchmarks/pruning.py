@@ -13,10 +13,12 @@ within 3 GB.
         [--cache out/pruning] [--again | --no-runs] [--rival-python PATH] [--out pruning.md]
 
 Each measurement is a process of its own and a file in the cache; what is there already is not
-measured again, and the table is made of all that is there. Rivals get as many calibration inputs as
-we do (`pip install 'onnxpress[peers]'`, in an environment of its own if need be, which
---rival-python names); without it, what the zoo's authors recorded stands in, marked so. Exits 1
-where the claim is not met or not all of it was measured. Needs ../shared/zoo.
+measured again, and the table is made of all that is there. What was measured for the table that is
+in the repository is beside it (pruning.json), and counts as there, so that a cell can be measured
+again without the others; with --out everything known is written beside the table. Rivals get as
+many calibration inputs as we do (`pip install 'onnxpress[peers]'`, in an environment of its own if
+need be, which --rival-python names); without it, what the zoo's authors recorded stands in, marked
+so. Exits 1 where the claim is not met or not all of it was measured. Needs ../shared/zoo.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from tables import ROOT, ZOO, load_zoo, publish
 from zoo_measures import CLASSIFIERS
 
 SIDES = ("ours", "peer", "rivals")
+RECORDS = Path(__file__).with_name("pruning.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"there is no {', '.join(sorted(odd))}; there are {', '.join(known)}")
     if odd := set(options.sides) - set(SIDES):
         parser.error(f"there is no {', '.join(sorted(odd))}; there are {', '.join(SIDES)}")
-    cache = Cache(options.cache)
+    cache = Cache(options.cache, RECORDS)
     recorded = json.loads((ZOO / "peers_onnxsim.json").read_text(encoding="utf-8"))
     if not options.no_runs:
         dense = [Cell(name, "dense", "as-it-is") for name in options.models or names]
@@ -92,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *(section.text for section in sections),
     ]
     publish("\n\n".join(pieces), options.out)
+    if options.out is not None:
+        cache.write_records(options.out.with_suffix(".json"))
     return 0 if met == len(claims) else 1
 
 

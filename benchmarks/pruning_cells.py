@@ -44,6 +44,10 @@ class Cell:
     side: str
     task: str
 
+    def __str__(self) -> str:
+        """Name it, as its file is named."""
+        return f"{self.model}.{self.side}.{self.task}"
+
     @property
     def is_rival(self) -> bool:
         """Whether another tool does it."""
@@ -56,21 +60,30 @@ class Cell:
 
 
 class Cache:
-    """A folder with one JSON file per cell."""
+    """A folder with one JSON file per cell, and before it what was found elsewhere and kept."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use a folder, and make it when the first cell is kept."""
+    def __init__(self, folder: Path, records: Path | None = None) -> None:
+        """Use a folder, and make it when the first cell is kept.
+
+        Args:
+            folder: with a file per cell.
+            records: a file of cells, as ``write_records`` makes it; it need not exist.
+        """
         self.folder = folder
+        known = records is not None and records.exists()
+        self.records: dict[str, Found] = (
+            json.loads(records.read_text(encoding="utf-8")) if records and known else {}
+        )
 
     def file(self, cell: Cell) -> Path:
         """Name the file of a cell."""
-        return self.folder / f"{cell.model}.{cell.side}.{cell.task}.json"
+        return self.folder / f"{cell}.json"
 
     def get(self, cell: Cell) -> Found | None:
-        """Give what was found, None where nobody looked yet."""
+        """Give what was found, here or else in the records; None where nobody looked yet."""
         file = self.file(cell)
         if not file.exists():
-            return None
+            return self.records.get(str(cell))
         found: Found = json.loads(file.read_text(encoding="utf-8"))
         return found
 
@@ -81,6 +94,22 @@ class Cache:
         draft = file.with_suffix(".part")
         draft.write_text(json.dumps(found, indent=1), encoding="utf-8")
         draft.replace(file)
+
+    def write_records(self, file: Path) -> None:
+        """Write everything known into one file, a line a cell, for another machine to go on from.
+
+        Of our own reports only the distances are kept.
+        """
+        paths = self.folder.glob("*.json") if self.folder.is_dir() else ()
+        found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+        lines = []
+        for label, cell in sorted({**self.records, **found}.items()):
+            kept = {name: value for name, value in cell.items() if name != "report"}
+            if distance := (cell.get("report") or {}).get("distance"):
+                said = {name: distance[name] for name in ("relative", "fitted")}
+                kept["report"] = {"distance": said}
+            lines.append(f"{json.dumps(label)}: {json.dumps(kept)}")
+        file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def measured(cell: Cell, rival_python: str | None, inputs: int) -> Found:
