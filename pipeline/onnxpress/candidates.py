@@ -56,7 +56,7 @@ ALONE, MOST_ALONE = 80.0, 160.0
 """Units of work for the repair where only a sparsity is asked for, so that it runs once: the more
 of them, the fewer steps they pay for."""
 
-STEPS_ALONE = 4000
+STEPS_ALONE = 6000
 """Steps it should have, each on ``BATCH_ALONE`` samples."""
 
 BATCH_ALONE = 128

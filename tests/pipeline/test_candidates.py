@@ -87,7 +87,7 @@ def test_a_repair_that_runs_once_has_more_work_where_a_step_is_dear(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     problem = replace(plain_case().problem, effort=0.5)
-    for paid, work in ((10_000, ALONE), (1500, ALONE * STEPS_ALONE / 3000), (100, MOST_ALONE)):
+    for paid, work in ((10_000, ALONE), (2000, ALONE * STEPS_ALONE / 4000), (100, MOST_ALONE)):
         monkeypatch.setattr(Cost, "steps", lambda *_, paid=paid: paid)
         monkeypatch.setattr(candidates, "points_of", lambda *_: 0)
         assert default_plan(problem, searched=False).final == Chain((Greedy(), Repair(work=work)))
