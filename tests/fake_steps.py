@@ -57,6 +57,19 @@ def power(knee: float, steepness: float, tolerance: float = 0.01) -> Law:
     return lambda sparsity: tolerance * ((1 - knee) / max(1e-9, 1 - sparsity)) ** steepness
 
 
+class InterruptedAt:
+    """A law that is interrupted when it is asked a certain time."""
+
+    def __init__(self, law: Law, call: int) -> None:
+        self.law, self.call = law, call
+
+    def __call__(self, sparsity: float) -> float:
+        self.call -= 1
+        if self.call == 0:
+            raise KeyboardInterrupt
+        return self.law(sparsity)
+
+
 @dataclass
 class Judge:
     """Answer with given excesses, the last one again and again, and remember what was shown."""

@@ -305,7 +305,17 @@ def rough_search(plan: Plan, problem: Problem, floor: float, deadline: float | N
         margin=min(1.0, GAIN * margin),
         resolution=ROUGHLY,
         deadline=_searching_until(deadline),
+        guide=_guide(plan.rough),
     )
+
+
+def _guide(step: Step) -> Step | None:
+    """Give the surgery a step begins with, if repairs are all that follows."""
+    if not isinstance(step, Chain):
+        return None
+    first, *rest = step.steps
+    repaired = rest and all(isinstance(each, Repair) for each in rest)
+    return first if repaired and isinstance(first, Greedy) and first.is_surgery else None
 
 
 def _searching_until(deadline: float | None) -> float | None:

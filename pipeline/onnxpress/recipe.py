@@ -55,8 +55,9 @@ STEPS: Mapping[str, type[Any]] = {
 }
 """What a recipe may name."""
 
-HIDDEN = frozenset({"deadline", "times"})
-"""Fields of steps that are no configuration: a moment of this machine's clock, and what it read."""
+HIDDEN = frozenset({"deadline", "guide", "times"})
+"""Fields of steps that are no configuration: a moment of the clock, what it read, and what follows
+from the other fields."""
 
 MOST_BYTES = 1 << 20
 STRICT = ConfigDict(strict=True)  # `sparsity: yes` is not 1.0

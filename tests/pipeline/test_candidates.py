@@ -35,6 +35,7 @@ from onnxpress.candidates import (
     default_plan,
     hunt,
     over_free,
+    rough_search,
 )
 from onnxpress.cost import Cost
 from onnxpress.problem import Problem
@@ -64,6 +65,9 @@ def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_open(plan.final)
     assert is_open(plan.rough)
     assert plan.is_staged
+    assert rough_search(plan, problem, 0.0, None).guide == Greedy()
+    for other in (Chain((Greedy(), Store("int8"))), Chain((Magnitude(), Repair())), Greedy()):
+        assert rough_search(replace(plan, rough=other), problem, 0.0, None).guide is None
     assert "objective" not in problem.memo  # so that what is refused is refused before any work
     monkeypatch.setattr(candidates, "points_of", lambda *_: 0)  # as where a look is dear
     dear = default_plan(problem, searched=True)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from fake_steps import Fake, Judge, Law, Staged, plain_case, power, times
+from fake_steps import Fake, InterruptedAt, Judge, Law, Staged, plain_case, power, times
 from onnxpress.candidates import BEYOND, Plan, hunt
 from onnxpress.problem import Problem
 from onnxpress.search import INTERRUPTED, Point, Search
@@ -44,19 +44,6 @@ def test_a_deadline_leaves_time_for_what_the_judge_sees(
     assert len(points) == rough + final
     shown = both.final if final else both.rough
     assert judge.seen[0].steps == shown.at(shown.tried[0])
-
-
-class InterruptedAt:
-    """A law that is interrupted when it is asked a certain time."""
-
-    def __init__(self, law: Law, call: int) -> None:
-        self.law, self.call = law, call
-
-    def __call__(self, sparsity: float) -> float:
-        self.call -= 1
-        if self.call == 0:
-            raise KeyboardInterrupt
-        return self.law(sparsity)
 
 
 def test_an_interrupt_while_finishing_keeps_the_best_within_the_tolerance() -> None:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import inf
 from time import monotonic
 
 import pytest
 
-from fake_steps import Fake, Law, plain_case, power
+from fake_steps import Fake, InterruptedAt, Law, plain_case, power, times
 from laws import Ran, StepLaws
 from models import case_of, two_headed_model
 from onnxpress.candidates import Candidate, Plan, hunt
 from onnxpress.objective import objective_of
 from onnxpress.problem import Tolerance
-from onnxpress.search import STEEPNESS, Point, Search, best_of, expected, tolerance_of
+from onnxpress.search import (
+    FIRST,
+    INTERRUPTED,
+    PROBES,
+    PROMISING,
+    STEEPNESS,
+    Point,
+    Search,
+    best_of,
+    expected,
+    tolerance_of,
+)
 from onnxpress.step import Chain, Only, Step
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
@@ -65,6 +77,45 @@ def test_it_ends_within_the_resolution(law: Law) -> None:
     kept, least = 1 - best.sparsity, 1 - knee_of(law, 0.009)
     assert least * (1 - 1e-6) <= kept <= least * (1 + search.resolution) + 1e-9
     assert len(step.tried) == len(points) < 12
+
+
+@pytest.mark.parametrize(("knee", "factor"), [(0.93, 1.3), (0.9, 2.4), (0.4, 0.8), (0.85, 50.0)])
+def test_a_guide_says_where_to_begin(knee: float, factor: float) -> None:
+    case, law = plain_case(), power(knee, 3.5, tolerance=0.009)
+    step, guide = Fake(law), Fake(partial(times, factor, law))
+    points = Search(step, guide=guide).points(case.state, case.problem)
+    # It comes to PROMISING times the limit where the law with that factor does.
+    wanted = knee_of(law, 0.009 * PROMISING / factor)
+    assert 1 - step.tried[0] == pytest.approx(1 - wanted, rel=0.1)
+    assert len(guide.tried) <= PROBES
+    assert {point.steps for point in points} == {step.at(sparsity) for sparsity in step.tried}
+    plain = Fake(law)
+    Search(plain).points(case.state, case.problem)
+    assert plain.tried[0] == FIRST
+    # What is known already says more than a guide.
+    guide.tried.clear()
+    Search(step, guide=guide).points(case.state, case.problem, points)
+    assert not guide.tried
+
+
+def test_a_guide_is_interrupted() -> None:
+    case, law = plain_case(), power(0.9, 3.5)
+    for call, low in ((1, None), (2, 0.6)):
+        guide, step = Fake(InterruptedAt(law, call)), Fake(law)
+        search = Search(step, guide=guide)
+        if low is None:
+            with pytest.raises(KeyboardInterrupt):
+                search.points(case.state, case.problem)
+        else:
+            (point,) = search.points(case.state, case.problem)
+            assert point.sparsity == low
+            assert point.notes == (INTERRUPTED,)
+        assert not step.tried
+    # Nothing of what the guide saw is within the tolerance itself.
+    between = 0.9 * PROMISING**0.5
+    guide = Fake(InterruptedAt(lambda _: 0.01 * between, 2))
+    with pytest.raises(KeyboardInterrupt):
+        Search(Fake(law), guide=guide).points(case.state, case.problem)
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())

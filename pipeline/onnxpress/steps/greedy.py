@@ -130,6 +130,11 @@ class Greedy:
         if self.per_round < 1:
             raise MisuseError(f"a round takes one entry or more, not {self.per_round}")
 
+    @property
+    def is_surgery(self) -> bool:
+        """Whether it goes layer by layer all the way, and repairs nothing."""
+        return self.score == "predicted" and self.layerwise >= 1 and not self.spare
+
     def at(self, sparsity: float) -> Greedy:
         """Give the same step with its sparsity fixed."""
         return replace(self, sparsity=sparsity)
