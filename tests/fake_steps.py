@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from models import Case, case_of, key, linear_model
-from onnxpress.candidates import Candidate, Plan
+from onnxpress.candidates import Candidate
+from onnxpress.plans import Plan
 from onnxpress.problem import Problem, Tolerance
 from onnxpress.state import State
 from onnxpress_adapters.weights import Dense

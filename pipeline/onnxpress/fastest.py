@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxpress.candidates import FINAL, POLISHING, ROUGH, Plan, over_free, rough_search
+from onnxpress.candidates import over_free, rough_search
 from onnxpress.objective import objective_of
+from onnxpress.plans import FINAL, POLISHING, ROUGH, Plan
 from onnxpress.search import Point, best_of, tolerance_of
 from onnxpress.step import Chain
 from onnxpress.steps.gather import HEIGHTS, Gather, gatherable

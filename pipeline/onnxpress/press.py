@@ -13,12 +13,13 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from onnxpress.beginning import first_state, free_weights, problem_of, samples_of
-from onnxpress.candidates import BEYOND, Candidate, Plan, default_plan, faithful_plan, hunt
+from onnxpress.candidates import BEYOND, Candidate, hunt
 from onnxpress.cost import full_precision, one_thread_spared
 from onnxpress.fastest import choose_way, ways_for
 from onnxpress.job import FAITHFUL, FASTEST, SMALLEST, Job, check_job, parse_time
 from onnxpress.making import changed_by, told_of_frozen, told_of_settable
 from onnxpress.pattern import Pattern
+from onnxpress.plans import Plan, default_plan, faithful_plan
 from onnxpress.problem import Problem, Progress, Tolerance, silent
 from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts

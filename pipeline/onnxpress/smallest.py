@@ -15,7 +15,8 @@ from math import log2
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from onnxpress.candidates import Candidate, Plan, default_plan, over_free, rough_search
+from onnxpress.candidates import Candidate, over_free, rough_search
+from onnxpress.plans import Plan, default_plan
 from onnxpress.search import INTERRUPTED, Point, Search, best_of, tolerance_of, tried
 from onnxpress.step import Chain, checked
 from onnxpress.steps.store import Store, Values

@@ -14,88 +14,25 @@ from fake_steps import Fake, Judge, Staged, plain_case, power, staged, times
 from models import case_of, key, two_headed_model
 from onnxpress import candidates
 from onnxpress.candidates import (
-    ALONE,
     BEYOND,
-    FINAL,
-    FINAL_SPARING,
     FURTHER,
-    GAIN,
-    MOST_ALONE,
     MOST_JUDGED,
-    POLISHING,
-    POLISHING_ALONE,
-    REHEARSING,
-    REHEARSING_ALONE,
-    ROUGH,
     ROUGHLY,
-    ROUNDED,
-    SPARE,
-    STEPS_ALONE,
-    Plan,
-    default_plan,
     hunt,
     over_free,
-    rough_search,
 )
-from onnxpress.cost import Cost
+from onnxpress.plans import (
+    GAIN,
+    Plan,
+)
 from onnxpress.problem import Problem
 from onnxpress.search import INTERRUPTED, RESERVE, Search, tolerance_of, tried
 from onnxpress.state import State
-from onnxpress.step import Chain, Only, is_open
-from onnxpress.steps.greedy import Greedy
+from onnxpress.step import Chain, Only
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.polish import Polish
 from onnxpress.steps.repair import Repair
-from onnxpress.steps.store import Store
 from onnxpress_adapters.errors import MisuseError, StepError
-
-
-def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = plain_case().problem
-    plan = default_plan(problem, searched=True)
-    alone = default_plan(problem, searched=False)
-    plans = ((plan, FINAL_SPARING, REHEARSING), (alone, ALONE, REHEARSING_ALONE))
-    for found, work, share in plans:
-        first = Repair(work=share * work)
-        removed = Greedy(spare=SPARE, rehearsal=first)
-        assert found.final == Chain((removed, Repair(work=work - first.work)))
-        assert found.rough == Chain((Greedy(), Repair(work=ROUGH)))
-    assert plan.polish == Polish(work=POLISHING)
-    assert alone.polish == Polish(work=POLISHING_ALONE)
-    assert is_open(plan.final)
-    assert is_open(plan.rough)
-    assert plan.is_staged
-    assert rough_search(plan, problem, 0.0, None).guide == Greedy()
-    for other in (Chain((Greedy(), Store("int8"))), Chain((Magnitude(), Repair())), Greedy()):
-        assert rough_search(replace(plan, rough=other), problem, 0.0, None).guide is None
-    assert "objective" not in problem.memo  # so that what is refused is refused before any work
-    monkeypatch.setattr(candidates, "points_of", lambda *_: 0)  # as where a look is dear
-    dear = default_plan(problem, searched=True)
-    assert dear.final == Chain((Greedy(), Repair(work=FINAL)))
-    monkeypatch.undo()
-    plan = default_plan(problem, searched=True, values="int8")
-    for chain, work in ((plan.final, FINAL_SPARING), (plan.rough, ROUGH)):
-        assert isinstance(chain, Chain)
-        greedy, before, store, after = chain.steps
-        assert store == Store("int8")
-        assert isinstance(greedy, Greedy)
-        assert isinstance(before, Repair)
-        assert isinstance(after, Repair)
-        assert after.work == ROUNDED * work
-        spent = greedy.rehearsal.work if greedy.spare else 0.0
-        assert spent + before.work + after.work == pytest.approx(work)
-    assert not Plan.of(plan.final).is_staged
-
-
-def test_a_repair_that_runs_once_has_more_work_where_a_step_is_dear(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    problem = replace(plain_case().problem, effort=0.5)
-    for paid, work in ((10_000, ALONE), (2000, ALONE * STEPS_ALONE / 4000), (100, MOST_ALONE)):
-        monkeypatch.setattr(Cost, "steps", lambda *_, paid=paid: paid)
-        monkeypatch.setattr(candidates, "points_of", lambda *_: 0)
-        assert default_plan(problem, searched=False).final == Chain((Greedy(), Repair(work=work)))
-        assert default_plan(problem, searched=True).final == Chain((Greedy(), Repair(work=FINAL)))
 
 
 def test_a_polish_at_the_end_is_for_what_the_judge_sees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from onnx import ModelProto, numpy_helper
 from fake_steps import Fake, plain_case, power
 from models import case_of, linear_model
 from onnxpress import beginning, candidates, fastest, press
-from onnxpress.candidates import Plan
 from onnxpress.fastest import Way, choose_way, ways_for
 from onnxpress.job import Job
+from onnxpress.plans import Plan
 from onnxpress.press import compress
 from onnxpress.shrinking import with_groups
 from onnxpress.state import State

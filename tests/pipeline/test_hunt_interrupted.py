@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 
 from fake_steps import Fake, InterruptedAt, Judge, Law, Staged, plain_case, power, times
-from onnxpress.candidates import BEYOND, Plan, hunt
+from onnxpress.candidates import BEYOND, hunt
+from onnxpress.plans import Plan
 from onnxpress.problem import Problem
 from onnxpress.search import INTERRUPTED, Point, Search
 from onnxpress.state import State

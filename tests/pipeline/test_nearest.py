@@ -18,11 +18,11 @@ from jobs import quick_job
 from laws import StepLaws
 from models import MODELS, Case, case_of, graph_model, key, linear_model, normal, two_headed_model
 from onnxpress import nearest as module
-from onnxpress.candidates import faithful_plan
 from onnxpress.cli import main
 from onnxpress.exact import exact_rises, precise_of
 from onnxpress.nearest import Rounds, closest
 from onnxpress.objective import Objective, objective_of
+from onnxpress.plans import faithful_plan
 from onnxpress.press import compress
 from onnxpress.problem import Problem, Tolerance
 from onnxpress.recipe import load_recipe

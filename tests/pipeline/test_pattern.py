@@ -14,10 +14,10 @@ from torch import Tensor
 from laws import Ran, StepLaws
 from models import MODELS, case_of, graph_model, key, linear_model, normal
 from onnxpress import Job, compress, obs, press
-from onnxpress.candidates import Plan
 from onnxpress.layerwise import curves_of
 from onnxpress.objective import objective_of
 from onnxpress.pattern import FREE, Pattern
+from onnxpress.plans import Plan
 from onnxpress.step import Chain, Only, Step, follow
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht

@@ -12,8 +12,9 @@ import pytest
 from fake_steps import Fake, InterruptedAt, Law, plain_case, power, times
 from laws import Ran, StepLaws
 from models import case_of, two_headed_model
-from onnxpress.candidates import Candidate, Plan, hunt
+from onnxpress.candidates import Candidate, hunt
 from onnxpress.objective import objective_of
+from onnxpress.plans import Plan
 from onnxpress.problem import Tolerance
 from onnxpress.search import (
     FIRST,

@@ -13,9 +13,10 @@ from onnx import numpy_helper
 
 from fake_steps import Fake, Law, plain_case, power
 from onnxpress import beginning, candidates, press, smallest
-from onnxpress.candidates import Candidate, Judge, Plan
+from onnxpress.candidates import Candidate, Judge
 from onnxpress.cli import main
 from onnxpress.job import Job
+from onnxpress.plans import Plan
 from onnxpress.press import compress
 from onnxpress.problem import Problem
 from onnxpress.recipe import json_schema, load_recipe
