@@ -11,7 +11,7 @@ from onnx import ModelProto, numpy_helper
 
 from fake_steps import Fake, plain_case, power
 from models import case_of, linear_model
-from onnxpress import beginning, candidates, fastest, press
+from onnxpress import beginning, fastest, plans, press
 from onnxpress.fastest import Way, choose_way, ways_for
 from onnxpress.job import Job
 from onnxpress.plans import Plan
@@ -91,8 +91,8 @@ def test_what_ways_a_model_has(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
-    monkeypatch.setattr(candidates, "FINAL", 0.3)
-    monkeypatch.setattr(candidates, "FINAL_SPARING", 0.3)
+    monkeypatch.setattr(plans, "FINAL", 0.3)
+    monkeypatch.setattr(plans, "FINAL_SPARING", 0.3)
     monkeypatch.setattr(fastest, "FINAL", 0.3)
     monkeypatch.setattr(fastest, "POLISHING", 0.1)
     monkeypatch.setattr(fastest, "ROUGH", 0.1)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
-from onnxpress import beginning, candidates
+from onnxpress import beginning, plans
 from onnxpress.cli import main
 from onnxpress.job import Job
 from onnxpress.picking import PickJob, pick
@@ -33,8 +33,9 @@ DOMAIN = ("x=normal:0,1",)
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that takes little time."""
     monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
-    monkeypatch.setattr(candidates, "ALONE", 0.3)
-    monkeypatch.setattr(candidates, "POLISHING_ALONE", 0.1)
+    monkeypatch.setattr(plans, "ALONE", 0.3)
+    monkeypatch.setattr(plans, "MOST_ALONE", 0.3)
+    monkeypatch.setattr(plans, "POLISHING_ALONE", 0.1)
     model = tmp_path / "m.onnx"
     model.write_bytes(perceptron().SerializeToString())
     return Job(model, sparsity=0.5, domain=DOMAIN, effort="quick", device="cpu")

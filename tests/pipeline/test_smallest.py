@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 
 from fake_steps import Fake, Law, plain_case, power
-from onnxpress import beginning, candidates, press, smallest
+from onnxpress import beginning, plans, press, smallest
 from onnxpress.candidates import Candidate, Judge
 from onnxpress.cli import main
 from onnxpress.job import Job
@@ -142,10 +142,10 @@ def test_bits_and_sparsity_are_each_others_inverse(values: Values) -> None:
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A job that takes little time."""
     monkeypatch.setattr(beginning, "MOST_DRAWN", 512)
-    monkeypatch.setattr(candidates, "ROUGH", 0.1)
-    monkeypatch.setattr(candidates, "FINAL", 0.1)
-    monkeypatch.setattr(candidates, "FINAL_SPARING", 0.1)
-    monkeypatch.setattr(candidates, "POLISHING", 0.1)
+    monkeypatch.setattr(plans, "ROUGH", 0.1)
+    monkeypatch.setattr(plans, "FINAL", 0.1)
+    monkeypatch.setattr(plans, "FINAL_SPARING", 0.1)
+    monkeypatch.setattr(plans, "POLISHING", 0.1)
     model = tmp_path / "m.onnx"
     model.write_bytes(perceptron(hidden=256).SerializeToString())
     domain = ("x=normal:0,1",)
