@@ -24,7 +24,7 @@ FIRST = 0.6
 """The first sparsity tried, where nothing says better."""
 
 PROMISING = 1.3
-"""How many times the limit d is after surgery alone where it meets the limit after a repair: 0.8 to
+"""How many times the limit d is after surgery alone where it meets the limit after a repair: 0.7 to
 2.4 on 13 of 15 networks of the zoo."""
 
 PROBES, PROBING = 6, 0.1
