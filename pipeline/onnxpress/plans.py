@@ -42,6 +42,7 @@ STEPS_ALONE = 6000
 """Steps it should have, each on ``BATCH_ALONE`` samples."""
 
 BATCH_ALONE = 128
+"""Samples of each, where memory is not short."""
 
 POLISHING, POLISHING_ALONE = 8.0, 20.0
 """Units of work for the polish after either."""
@@ -139,8 +140,8 @@ def faithful_plan() -> Plan:
 def _work_alone(cost: Cost) -> float:
     """Say how much work pays for the steps of a repair that runs once.
 
-    More steps help until there are some thousand; where one takes long, d falls with every one: with
-    twice the work, by 9 to 43 % on three networks of the zoo.
+    More steps help until there are some thousand. Where one takes long, d falls with every one: by
+    9 to 43 % with twice the work, on three networks of the zoo.
     """
     paid = cost.steps(ALONE, min(BATCH_ALONE, cost.batch)) / cost.effort
     return min(MOST_ALONE, max(ALONE, ALONE * STEPS_ALONE / paid))
