@@ -9,17 +9,21 @@ file of ours that is as fast or faster is nearer to the original.
     python benchmarks/fastest.py [--models a,b] [--cache out/fastest] [--again | --no-runs]
         [--rival-python PATH] [--rounds 60] [--out benchmarks/fastest.md]
 
-Files are pressed once and kept in the cache; all times are measured anew whenever the table is
-made, for all files of a model in turns, on an input of the zoo at batch 1 and one thread. Exits 1
-where the claim is not met or not all of it was measured. Needs ../shared/zoo.
+Files are pressed once and kept in the cache; their times are measured anew whenever the table is
+made, for all files of a model in turns, on an input of the zoo at batch 1 and one thread. What the
+table in the repository was made of is beside it (fastest.json), and counts for models whose files
+are not in the cache, so that one can be measured again on another machine. Exits 1 where the claim
+is not met or not all of it was measured. Needs ../shared/zoo.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from math import exp, log
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,12 +34,14 @@ import onnx
 
 from onnxpress_adapters.read import read_model
 from onnxpress_exporters.densify import densify
-from pruning_cells import Cache, Cell, rival_in
+from pruning_cells import Cache, Cell, revision, rival_in
 from pruning_ours import run_command
 from rivals import SMALLER
 from tables import ROOT, chosen_models, load_zoo, publish, table, where
 from timing import interleaved
 from zoo_measures import calibration_count, save_calibration, worth, zeros_and_elements
+
+RECORDS = Path(__file__).with_suffix(".json")
 
 TOLERANCE = 0.01
 LEAST_MEAN, LEAST_FAST, FAST = 1.3, 6, 1.8
@@ -108,7 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shop.press(name)
         for name in chosen if options.rival_python else ():
             shop.rival(name)
-    rows = [row for name in chosen if (row := shop.timed(name, options.rounds)) is not None]
+    known = recorded()
+    rows = [
+        row
+        for name in chosen
+        if (row := shop.timed(name, options.rounds) or known.get(name)) is not None
+    ]
     if not rows:
         print("nothing was measured yet")
         return 1
@@ -117,10 +128,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"# The fastest files at {TOLERANCE:.0%}",
         f"Written by benchmarks/fastest.py: {'met' if met else 'not met'}.",
         where("torch", "onnxruntime"),
+        provenance(rows),
         text,
     ]
     publish("\n\n".join(pieces), options.out)
+    if options.out is not None:
+        write_records({**known, **{row.name: row for row in rows}}, options.out)
     return 0 if met else 1
+
+
+def recorded() -> dict[str, Timed]:
+    """Read the rows of the table in the repository."""
+    if not RECORDS.exists():
+        return {}
+    found = json.loads(RECORDS.read_text(encoding="utf-8"))
+    return {name: Timed(name, row["cells"], row["seconds"]) for name, row in found.items()}
+
+
+def write_records(rows: Mapping[str, Timed], out: Path) -> None:
+    """Keep rows beside the table they are of, a line a model."""
+    lines = [
+        f"{json.dumps(name)}: {json.dumps({'cells': row.cells, 'seconds': row.seconds})}"
+        for name, row in sorted(rows.items())
+    ]
+    out.with_suffix(".json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def provenance(rows: Sequence[Timed]) -> str:
+    """Say at which revision each model was pressed."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        cell = row.cells["fastest"]
+        found.setdefault(f"{cell['revision']} on {cell['date']}", []).append(row.name)
+    most = max(found, key=lambda label: len(found[label]))
+    told = [
+        f"{label}: {'the others' if label == most and len(found) > 1 else ', '.join(names)}"
+        for label, names in sorted(found.items(), key=lambda item: len(item[1]))
+    ]
+    return f"Pressed and timed at {'; '.join(told)}."
 
 
 @dataclass(frozen=True)
@@ -142,7 +187,8 @@ class Shop:
 
     def keep(self, cell: Cell, found: Mapping[str, Any]) -> None:
         """Keep what was found, and say so."""
-        self.cache.put(cell, found)
+        today = datetime.now(UTC).date().isoformat()
+        self.cache.put(cell, {**found, "date": today, "revision": revision()})
         shown = {key: found.get(key) for key in ("distance", "seconds", "way", "error")}
         print(cell.model, cell.side, shown, file=sys.stderr, flush=True)
 
@@ -211,7 +257,7 @@ class Shop:
         }
 
     def timed(self, name: str, rounds: int) -> Timed | None:
-        """Time all files of a model in turns; None where it was not pressed."""
+        """Time all files of a model in turns; None where it was not pressed here."""
         cells = {
             side: found
             for side in ("fastest", "beside", *SMALLER)

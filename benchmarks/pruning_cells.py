@@ -140,7 +140,7 @@ def measured(cell: Cell, rival_python: str | None, inputs: int) -> Found:
         "date": datetime.now(UTC).date().isoformat(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
-        "revision": None if cell.is_rival else _revision(),
+        "revision": None if cell.is_rival else revision(),
     }
 
 
@@ -179,7 +179,7 @@ def _run(words: Sequence[str], extra: Mapping[str, str], patience: float) -> Fou
     return found
 
 
-def _revision() -> str | None:
+def revision() -> str | None:
     """Name the commit that is measured, None outside a checkout."""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
