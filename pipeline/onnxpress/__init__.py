@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnxpress.recipe import load_recipe
     from onnxpress.report import Report
     from onnxpress.search import Search
-    from onnxpress.step import Chain, Only
+    from onnxpress.step import Best, Chain, Only
     from onnxpress.steps.greedy import Greedy
     from onnxpress.steps.iht import Iht
     from onnxpress.steps.l0 import L0
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "L0",
+    "Best",
     "Chain",
     "Greedy",
     "Iht",
@@ -44,6 +45,7 @@ __all__ = [
 # A module must not be called like a public name: importing it would put the module in the place
 # of the name, which is why `compress` lives in `press.py`.
 _HOMES = {
+    "Best": "onnxpress.step",
     "Chain": "onnxpress.step",
     "Greedy": "onnxpress.steps.greedy",
     "Iht": "onnxpress.steps.iht",

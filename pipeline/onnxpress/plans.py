@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from onnxpress.cost import Cost
-from onnxpress.step import Chain, Step, follow
+from onnxpress.step import Best, Chain, Step, follow
 from onnxpress.steps.greedy import Greedy, points_of
 from onnxpress.steps.polish import Polish, has_polish
-from onnxpress.steps.repair import Repair
+from onnxpress.steps.repair import FEWEST_STEPS, Repair
 from onnxpress.steps.store import Store, Values
 from onnxpress_adapters.errors import MisuseError
 
@@ -23,6 +23,12 @@ SPARE = 0.15
 
 REHEARSING, REHEARSING_ALONE = 0.5, 0.27
 """Share of the work that is for that repair, in a search and where only a sparsity is asked for."""
+
+EARLY, GRADUAL = 0.5, 3.0
+"""Where only a sparsity is asked for and steps are cheap: the sparsity from which on entries leave
+in blocks, beside the way that spares some, and units of work for the repair after each. At 90 %
+that came 2 to 6 times nearer on small perceptrons, whose layers surgery breaks; 10 % less near on
+image classifiers, so both are tried."""
 
 ENOUGH_POINTS = 100
 """Inputs, where there are as many, that a block must be measured on to be worth its time."""
@@ -122,7 +128,9 @@ def default_plan(problem: Problem, *, searched: bool, values: Values = "fp32") -
     cost = Cost.of(problem.network, problem.reference, problem.fit, problem.effort)
     work = FINAL if searched else _work_alone(cost)
     if points_of(cost, given) >= min(ENOUGH_POINTS, given):
-        ways = partial(_twice, REHEARSING if searched else REHEARSING_ALONE)
+        cheap = cost.steps(GRADUAL, min(BATCH_ALONE, cost.batch)) >= FEWEST_STEPS
+        alone = partial(_either if cheap else _twice, REHEARSING_ALONE)
+        ways = partial(_twice, REHEARSING) if searched else alone
         work = FINAL_SPARING if searched else work
     return Plan(
         Chain(ways(work) if values == "fp32" else _stored(ways, work, values)),
@@ -154,6 +162,12 @@ def _once(work: float) -> tuple[Step, ...]:
 def _twice(share: float, work: float) -> tuple[Step, ...]:
     first = Repair(work=share * work)
     return Greedy(spare=SPARE, rehearsal=first), Repair(work=work - first.work)
+
+
+def _either(share: float, work: float) -> tuple[Step, ...]:
+    sparing, last = _twice(share, work)
+    gradual = Greedy(layerwise=EARLY, between=Repair(work=GRADUAL))
+    return Best((sparing, gradual)), last
 
 
 def _stored(

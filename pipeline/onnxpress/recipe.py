@@ -25,7 +25,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from onnxpress.job import BuiltIn, Job
 from onnxpress.search import Search
-from onnxpress.step import Budgeted, Chain, Only, Step, check_sparsity
+from onnxpress.step import Best, Budgeted, Chain, Only, Step, check_sparsity
 from onnxpress.steps.gather import Gather
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
@@ -51,6 +51,7 @@ STEPS: Mapping[str, type[Any]] = {
     "units": Units,
     "only": Only,
     "chain": Chain,
+    "best": Best,
     "search": Search,
 }
 """What a recipe may name."""

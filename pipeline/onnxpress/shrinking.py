@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from onnxpress.step import Chain, Only, Step
+from onnxpress.step import Best, Chain, Only, Step
 from onnxpress.steps.l0 import L0
 from onnxpress.steps.units import Units, alive_units, read_by
 from onnxpress_adapters.groups_find import find_groups
@@ -49,7 +49,7 @@ class Slim:
 
 def wants_groups(step: Step) -> bool:
     """Say whether a step, or one inside it, removes units."""
-    if isinstance(step, Chain):
+    if isinstance(step, Chain | Best):
         return any(wants_groups(inner) for inner in step.steps)
     if isinstance(step, Only):
         return wants_groups(step.step)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 import torch
 
 from onnxpress.memory import Batch
+from onnxpress.objective import objective_of
 from onnxpress.storage import stored
 from onnxpress_adapters.errors import OnnxpressError, SparsityError, StepError
 from onnxpress_adapters.weights import Dense, WeightKey
@@ -94,6 +95,35 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class Best:
+    """Run every step from the same state, and keep what is nearest to the original.
+
+    Ways to the same sparsity, no state of one seen by another; d on the choose set says which of
+    them stays, the first where two are as near.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Run all, each checked; the log says how near each came.
+
+        Raises:
+            StepError: there is none, or what one left answers something not finite.
+        """
+        if not self.steps:
+            raise StepError("there is nothing to choose from: give `best` at least one step")
+        objective = objective_of(problem)
+        found = []
+        for step in self.steps:
+            after = checked(step, state, problem)
+            found.append((objective.measure_choose(after.tensors).value, after))
+        distances = [distance for distance, _ in found]
+        nearest = min(range(len(found)), key=lambda place: distances[place])
+        told = ", ".join(f"{distance:.3g}" for distance in distances)
+        return found[nearest][1].noted(f"way {nearest + 1} of {len(found)}: d = {told} on choose")
+
+
+@dataclass(frozen=True)
 class Only:
     """Run a step on the free weights whose name matches a pattern (``fnmatch``, case counts)."""
 
@@ -162,7 +192,7 @@ def _check_form(key: WeightKey, form: Dense, step: Step) -> None:
 
 def is_open(step: Step) -> bool:
     """Say whether a step, or one inside it, waits for a search to fix its sparsity."""
-    if isinstance(step, Chain):
+    if isinstance(step, Chain | Best):
         return any(is_open(inner) for inner in step.steps)
     if isinstance(step, Only):
         return is_open(step.step)
@@ -178,8 +208,8 @@ def fix(step: Step, sparsity: float) -> Step:
         SparsityError: ``sparsity`` is not between 0 and 1.
     """
     check_sparsity(sparsity)
-    if isinstance(step, Chain):
-        return Chain(tuple(fix(inner, sparsity) for inner in step.steps))
+    if isinstance(step, Chain | Best):
+        return replace(step, steps=tuple(fix(inner, sparsity) for inner in step.steps))
     if isinstance(step, Only):
         return replace(step, step=fix(step.step, sparsity))
     if isinstance(step, Budgeted) and is_open(step):
@@ -189,8 +219,8 @@ def fix(step: Step, sparsity: float) -> Step:
 
 def follow(step: Step, pattern: str) -> Step:
     """Give a step, and the steps in it, with the pattern of zeros set wherever one can be."""
-    if isinstance(step, Chain):
-        return Chain(tuple(follow(inner, pattern) for inner in step.steps))
+    if isinstance(step, Chain | Best):
+        return replace(step, steps=tuple(follow(inner, pattern) for inner in step.steps))
     if isinstance(step, Only):  # its own pattern is one of names
         return replace(step, step=follow(step.step, pattern))
     if isinstance(step, Patterned):

@@ -28,7 +28,7 @@ from onnxpress.plans import (
 from onnxpress.problem import Problem
 from onnxpress.search import INTERRUPTED, RESERVE, Search, tolerance_of, tried
 from onnxpress.state import State
-from onnxpress.step import Chain, Only
+from onnxpress.step import Best, Chain, Only
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.polish import Polish
 from onnxpress.steps.repair import Repair
@@ -60,6 +60,7 @@ def test_a_polish_anywhere_else_is_refused() -> None:
         Chain((Only("w*", Polish()), Magnitude())),
         Chain((Search(Chain((Magnitude(), Polish()))), Repair())),
         Chain((Chain((Magnitude(), Polish())),)),
+        Best((Magnitude(), Polish())),
     ):
         with pytest.raises(MisuseError, match="make it the last step of the recipe"):
             Plan.of(steps)

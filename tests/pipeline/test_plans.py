@@ -12,8 +12,10 @@ from onnxpress.candidates import rough_search
 from onnxpress.cost import Cost
 from onnxpress.plans import (
     ALONE,
+    EARLY,
     FINAL,
     FINAL_SPARING,
+    GRADUAL,
     MOST_ALONE,
     POLISHING,
     POLISHING_ALONE,
@@ -26,7 +28,7 @@ from onnxpress.plans import (
     Plan,
     default_plan,
 )
-from onnxpress.step import Chain, is_open
+from onnxpress.step import Best, Chain, is_open
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.polish import Polish
@@ -80,3 +82,16 @@ def test_a_repair_that_runs_once_has_more_work_where_a_step_is_dear(
         monkeypatch.setattr(plans, "points_of", lambda *_: 0)
         assert default_plan(problem, searched=False).final == Chain((Greedy(), Repair(work=work)))
         assert default_plan(problem, searched=True).final == Chain((Greedy(), Repair(work=FINAL)))
+
+
+def test_where_steps_are_cheap_and_nothing_is_searched_two_ways_are_tried() -> None:
+    problem = replace(plain_case().problem, effort=1.0)
+    first = Repair(work=REHEARSING_ALONE * ALONE)
+    gradual = Greedy(layerwise=EARLY, between=Repair(work=GRADUAL))
+    ways = Best((Greedy(spare=SPARE, rehearsal=first), gradual))
+    after = Repair(work=ALONE - first.work)
+    assert default_plan(problem, searched=False).final == Chain((ways, after))
+    assert isinstance(searched := default_plan(problem, searched=True).final, Chain)
+    assert searched.steps[0] == Greedy(
+        spare=SPARE, rehearsal=Repair(work=REHEARSING * FINAL_SPARING)
+    )

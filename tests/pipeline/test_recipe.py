@@ -10,7 +10,7 @@ import pytest
 from onnxpress.gates import HardConcrete
 from onnxpress.recipe import STEPS, Recipe, dump_recipe, json_schema, load_recipe
 from onnxpress.search import Search
-from onnxpress.step import Chain, Only
+from onnxpress.step import Best, Chain, Only
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.l0 import L0
@@ -76,6 +76,7 @@ def test_steps_read(tmp_path: Path) -> None:
         Chain(
             (L0(penalty=0.5, gates="unit", distribution=HardConcrete(0.5)), L0(0.9, within=None))
         ),
+        Chain((Best((Greedy(0.9, spare=0.15), Chain((Magnitude(), Repair())))), Repair())),
         Chain((Only("a", Store("fp16")), Store("palette", entries=256, feedback=False))),
         Chain(()),
     ],

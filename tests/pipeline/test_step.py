@@ -13,6 +13,7 @@ from models import Case, case_of, convolutional_model, key, two_headed_model
 from onnxpress.problem import Problem
 from onnxpress.state import State
 from onnxpress.step import (
+    Best,
     Budgeted,
     Chain,
     Only,
@@ -20,6 +21,7 @@ from onnxpress.step import (
     check_sparsity,
     checked,
     fix,
+    follow,
     is_open,
     target_count,
 )
@@ -40,6 +42,14 @@ class TestChain(StepLaws):
 class TestOnly(StepLaws):
     def make_step(self) -> Step:
         return Only("*", Only("[cw]*", Repair()))
+
+
+class TestBest(StepLaws):
+    sparsity = 0.6
+
+    def make_step(self) -> Step:
+        pruned = Magnitude(sparsity=0.6)
+        return Best((pruned, Chain((pruned, Repair()))))
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,55 @@ def test_a_chain_says_where_it_broke(case: Case) -> None:
         f"in step 1 of 1: {Magnitude()}",
         f"in step 2 of 2: Only(pattern='wa', step=Chain(steps=({Magnitude()},)))",
     ]
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_the_best_is_nearest_on_choose_and_starts_where_the_others_did(
+    case: Case, places: tuple[int, ...]
+) -> None:
+    scales = (0.5, 0.9, 2.0)
+
+    def scaled(share: float) -> Does:
+        def what(state: State) -> State:
+            assert state is case.state
+            form = state.weights[key("w")]
+            return _replaced(state, "w", Dense(share * form.values, form.support))
+
+        return Does(what)
+
+    after = Best(tuple(scaled(scales[place]) for place in places))(case.state, case.problem)
+    assert torch.equal(after.weights[key("w")].values, 0.9 * case.state.weights[key("w")].values)
+    assert after.log[-1].startswith(f"way {places.index(1) + 1} of 3: d = ")
+    assert after.log[-1].endswith(" on choose")
+
+
+def test_the_first_of_equals_is_kept_and_one_is_needed(case: Case) -> None:
+    pruned = Magnitude(sparsity=0.5)
+    after = Best((pruned, pruned))(case.state, case.problem)
+    assert after.log[-1].startswith("way 1 of 2: ")
+    with pytest.raises(StepError, match="give `best` at least one step"):
+        Best(())(case.state, case.problem)
+
+
+def test_what_is_inside_the_best_is_held_to_its_promise(case: Case) -> None:
+    with pytest.raises(StepError, match="lost or invented weights"):
+        Best((Magnitude(sparsity=0.5), Does(_loses)))(case.state, case.problem)
+
+
+def test_the_best_is_fixed_and_follows_like_a_chain() -> None:
+    ways = Best((Magnitude(), Chain((Magnitude(sparsity=0.2), Only("a", Magnitude())))))
+    assert is_open(ways)
+    fixed = fix(ways, 0.7)
+    assert fixed == Best(
+        (
+            Magnitude(sparsity=0.7),
+            Chain((Magnitude(sparsity=0.2), Only("a", Magnitude(sparsity=0.7)))),
+        )
+    )
+    assert not is_open(fixed)
+    assert follow(Best((Magnitude(), Repair())), "2:4") == Best(
+        (Magnitude(pattern="2:4"), Repair())
+    )
 
 
 def test_only_narrows_and_widens(case: Case) -> None:

@@ -30,7 +30,7 @@ from onnxpress.press import compress
 from onnxpress.problem import Tolerance
 from onnxpress.shrinking import slimmed, subject_of, wants_groups, with_groups
 from onnxpress.state import State
-from onnxpress.step import Chain, Only, Step
+from onnxpress.step import Best, Chain, Only, Step
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store
@@ -179,6 +179,7 @@ def test_what_cannot_work_is_refused() -> None:
 
 def test_who_wants_groups() -> None:
     assert wants_groups(Chain((Magnitude(), Only("*", Units()))))
+    assert wants_groups(Best((Magnitude(), Units())))
     assert not wants_groups(Chain((Magnitude(), Repair())))
 
 

@@ -15,7 +15,7 @@ from onnxpress.drawing import Drawing
 from onnxpress.objective import objective_of
 from onnxpress.problem import Problem
 from onnxpress.search import Search
-from onnxpress.step import Chain, Only
+from onnxpress.step import Best, Chain, Only
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.task import LEAST_PROBABILITY, GoalName, check_labels, goal_of, tasks_of
 from onnxpress_adapters.errors import MisuseError
@@ -204,6 +204,7 @@ def test_tasks_are_found_wherever_they_stand() -> None:
     step = Chain((Magnitude(), Only("*", Task())))  # type: ignore[arg-type]  # any state will do
     assert tasks_of(step) == {"mse"}
     assert tasks_of(Search(step)) == {"mse"}
+    assert tasks_of(Best((Magnitude(), step))) == {"mse"}
     assert tasks_of(Magnitude()) == frozenset()
 
 

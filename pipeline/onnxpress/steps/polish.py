@@ -9,7 +9,7 @@ import torch
 
 from onnxpress.objective import Objective
 from onnxpress.search import Search
-from onnxpress.step import Chain, Only, Step
+from onnxpress.step import Best, Chain, Only, Step
 from onnxpress.steps.repair import Repair
 from onnxpress.task import GoalName, goal_of
 
@@ -70,7 +70,7 @@ def _together(objective: Objective) -> Objective:
 
 def has_polish(step: Step) -> bool:
     """Say whether a step, or one inside it, is a polish."""
-    if isinstance(step, Chain):
+    if isinstance(step, Chain | Best):
         return any(has_polish(inner) for inner in step.steps)
     if isinstance(step, Only | Search):
         return has_polish(step.step)
