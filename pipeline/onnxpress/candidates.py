@@ -45,6 +45,9 @@ is worth another."""
 AGAIN = 0.75
 """Share of the limit the other one aims at: it had better not miss as well."""
 
+FEWER = 0.9
+"""Share of the entries of a candidate that one beyond it may keep to be worth another repair."""
+
 MOST_GAINED = 4.0
 """How much of d the repair of a final candidate may have mended beside that of a rough one."""
 
@@ -121,9 +124,7 @@ def hunt(
         return [_alone(fix(plan.final, floor), floor, state, problem, show)]
     margin = margin_of(problem.related)
     search = rough_search(plan, problem, floor, deadline)
-    finish = _Finish(
-        plan.final, replace(search, margin=margin), state, problem, deadline, plan.gain
-    )
+    finish = _Finish(plan, replace(search, margin=margin), state, problem, deadline)
     points = list(known)
     if not any(point.notes for point in points):  # interrupted
         points = search.points(state, problem, points)
@@ -223,20 +224,18 @@ class _Finish:
     """Make a candidate for the judge from what a search tried.
 
     Attributes:
-        step: makes it; its sparsity is open.
+        plan: its final steps make it; their sparsity is open.
         search: says where.
         state: where to begin.
         problem: the promise.
         deadline: a moment of ``time.monotonic`` after which it is not begun.
-        gain: how much further it may aim than what was tried.
     """
 
-    step: Step
+    plan: Plan
     search: Search
     state: State
     problem: Problem
     deadline: float | None
-    gain: float
 
     @property
     def limit(self) -> float:
@@ -271,21 +270,21 @@ class _Finish:
         """
         left = [point for point in points if refused is None or point.sparsity < refused.sparsity]
         known = best_of(left, limit) if left else None
-        if self.deadline is not None and monotonic() > self.deadline:
+        if self._is_late:
             return points, known
         if refused is None:
-            sparsity = self.search.proposal(left, self.gain * limit)
+            sparsity = self.search.proposal(left, self.plan.gain * limit)
             if any(point.bound > limit for point in left):  # no further than there is experience
                 sparsity = min(sparsity, max(point.sparsity for point in left))
         else:
             aim = limit if again else AGAIN * limit
             sparsity = self.search.proposal([*self._raised(points, left, refused), refused], aim)
-        steps = fix(self.step, sparsity)
+        steps = fix(self.plan.final, sparsity)
         if any(point.steps == steps for point in left):  # a floor that was tried already
             return points, known
         self.problem.progress("pressing", 0.9, f"finishing at sparsity {sparsity:.3f}")
         try:
-            point = tried(self.step, sparsity, self.state, self.problem)
+            point = tried(self.plan.final, sparsity, self.state, self.problem)
         except KeyboardInterrupt:
             if known is None or known.upper > tolerance_of(self.problem):
                 raise
@@ -294,18 +293,50 @@ class _Finish:
         except SparsityError:  # no step can go further than those that were tried
             return points, known
         points = [*points, point]
+        if refused is None and point.bound <= limit:
+            return self._further(points, point, limit)
         if known is None or point.bound <= max(limit, most):
             return points, point
         if again and 1 - known.sparsity > FAR * (1 - point.sparsity):
             return self(points, limit, point, most, again=False)
         return points, best_of([point, known], limit)
 
+    @property
+    def _is_late(self) -> bool:
+        return self.deadline is not None and monotonic() > self.deadline
+
+    def _further(
+        self, points: list[Point], made: Point, limit: float
+    ) -> tuple[list[Point], Point | None]:
+        """Go on from a candidate that leaves much of the limit; what lies beyond it is not shown.
+
+        Interrupted, what was made until then is shown.
+        """
+        for _ in range(self.plan.further):
+            sparsity = self.search.proposal(self._raised(points, points, made), limit)
+            if self._is_late or 1 - sparsity > FEWER * (1 - made.sparsity):
+                break
+            self.problem.progress("pressing", 0.92, f"going on to sparsity {sparsity:.3f}")
+            try:
+                point = tried(self.plan.final, sparsity, self.state, self.problem)
+            except KeyboardInterrupt:
+                noted = replace(made, notes=(*made.notes, INTERRUPTED))
+                return [noted if one is made else one for one in points], noted
+            except SparsityError:  # no step can go further
+                break
+            points = [*points, point]
+            if point.bound > limit:
+                break
+            made = point
+        return points, made
+
     def _raised(self, points: list[Point], left: list[Point], made: Point) -> list[Point]:
         """Give points as they would be after this step's repair, judging by one that had it."""
-        rough = [point for point in points if point.steps != fix(self.step, point.sparsity)]
+        rough = [point for point in points if point.steps != fix(self.plan.final, point.sparsity)]
         if not rough:
             return left
-        gained = min(MOST_GAINED, max(1.0, expected(rough, made.sparsity) / made.bound))
+        least = max(made.bound, NOTHING * self.limit)
+        gained = min(MOST_GAINED, max(1.0, expected(rough, made.sparsity) / least))
         return [
             replace(point, aimed=point.bound / gained) if point in rough else point
             for point in left

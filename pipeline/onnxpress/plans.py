@@ -11,7 +11,7 @@ from onnxpress.cost import Cost
 from onnxpress.step import Best, Chain, Step, follow
 from onnxpress.steps.greedy import Greedy, points_of
 from onnxpress.steps.polish import Polish, has_polish
-from onnxpress.steps.repair import FEWEST_STEPS, Repair
+from onnxpress.steps.repair import Repair
 from onnxpress.steps.store import Store, Values
 from onnxpress_adapters.errors import MisuseError
 
@@ -24,11 +24,18 @@ SPARE = 0.15
 REHEARSING, REHEARSING_ALONE = 0.5, 0.27
 """Share of the work that is for that repair, in a search and where only a sparsity is asked for."""
 
-EARLY, GRADUAL = 0.5, 3.0
-"""Where only a sparsity is asked for and steps are cheap: the sparsity from which on entries leave
-in blocks, beside the way that spares some, and units of work for the repair after each. At 90 %
-that came 2 to 6 times nearer on small perceptrons, whose layers surgery breaks; 10 % less near on
-image classifiers, so both are tried."""
+SMALL_MACS = 350_000
+"""Multiply-adds of a forward pass up to which a network is small: it is then also pruned another
+way, and the nearer of the two stays."""
+
+EARLY, GRADUAL, GRADUAL_ALONE = 0.3, 1.0, 2.0
+"""That way: the sparsity from which on entries leave in blocks, and units of work for the repair
+after each, in a search and where only a sparsity is asked for. Surgery on whole layers breaks small
+perceptrons: at 90 % this came 2 to 6 times nearer on three of them. On two image classifiers and a
+wider perceptron it took two to five times as long, and came a quarter less near or as near."""
+
+FURTHER = 2
+"""Final candidates of such a network made beyond one that leaves much of the tolerance, at most."""
 
 ENOUGH_POINTS = 100
 """Inputs, where there are as many, that a block must be measured on to be worth its time."""
@@ -77,12 +84,15 @@ class Plan:
         gain: how much further ``final`` may aim than ``rough`` went.
         polish: what a candidate gets when all is chosen, before the judge sees it; None for
             nothing.
+        further: how many more final candidates are made, at most, where one leaves much of the
+            tolerance.
     """
 
     final: Step
     rough: Step
     gain: float = GAIN
     polish: Polish | None = None
+    further: int = 0
 
     @classmethod
     def of(cls, recipe: Step) -> Plan:
@@ -126,17 +136,19 @@ def default_plan(problem: Problem, *, searched: bool, values: Values = "fp32") -
     ways: Callable[[float], tuple[Step, ...]] = _once
     given = len(problem.fit[0])
     cost = Cost.of(problem.network, problem.reference, problem.fit, problem.effort)
-    work = FINAL if searched else _work_alone(cost)
+    work, further = (FINAL if searched else _work_alone(cost)), 0
     if points_of(cost, given) >= min(ENOUGH_POINTS, given):
-        cheap = cost.steps(GRADUAL, min(BATCH_ALONE, cost.batch)) >= FEWEST_STEPS
-        alone = partial(_either if cheap else _twice, REHEARSING_ALONE)
-        ways = partial(_twice, REHEARSING) if searched else alone
+        ways = partial(_twice, REHEARSING if searched else REHEARSING_ALONE)
         work = FINAL_SPARING if searched else work
+        if cost.macs <= SMALL_MACS:
+            ways = partial(_either, ways, GRADUAL if searched else GRADUAL_ALONE)
+            further = FURTHER if searched else 0
     return Plan(
         Chain(ways(work) if values == "fp32" else _stored(ways, work, values)),
         Chain(_once(ROUGH) if values == "fp32" else _stored(_once, ROUGH, values)),
         GAINS.get(values, GAIN),
         polish,
+        further,
     )
 
 
@@ -164,9 +176,11 @@ def _twice(share: float, work: float) -> tuple[Step, ...]:
     return Greedy(spare=SPARE, rehearsal=first), Repair(work=work - first.work)
 
 
-def _either(share: float, work: float) -> tuple[Step, ...]:
-    sparing, last = _twice(share, work)
-    gradual = Greedy(layerwise=EARLY, between=Repair(work=GRADUAL))
+def _either(
+    ways: Callable[[float], tuple[Step, ...]], between: float, work: float
+) -> tuple[Step, ...]:
+    sparing, last = ways(work)
+    gradual = Greedy(layerwise=EARLY, between=Repair(work=between))
     return Best((sparing, gradual)), last
 
 

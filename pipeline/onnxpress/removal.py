@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     from onnxpress_adapters.weights import WeightKey
 
 
-def without(state: State, objective: Objective, taken: Mapping[WeightKey, Tensor]) -> State:
+def without(
+    state: State, objective: Objective, taken: Mapping[WeightKey, Tensor], *, adapt: bool = True
+) -> State:
     """Give the state without some entries, the layers adapted to the loss, as a file can hold it.
 
     Args:
         state: pruned or not.
         objective: the problem's.
         taken: free weights to bool masks in their shapes, the entries that leave.
+        adapt: whether the rest of a layer makes up for them, as far as it can on what the original
+            network sends it.
     """
-    hessians = first_hessians(objective, state)
+    hessians = first_hessians(objective, state) if adapt else {}
     layers = layers_by_key(objective)
     changed = {}
     for key, gone in taken.items():

@@ -15,7 +15,9 @@ from onnxpress.plans import (
     EARLY,
     FINAL,
     FINAL_SPARING,
+    FURTHER,
     GRADUAL,
+    GRADUAL_ALONE,
     MOST_ALONE,
     POLISHING,
     POLISHING_ALONE,
@@ -37,6 +39,7 @@ from onnxpress.steps.store import Store
 
 
 def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "SMALL_MACS", 0)
     problem = plain_case().problem
     plan = default_plan(problem, searched=True)
     alone = default_plan(problem, searched=False)
@@ -55,10 +58,10 @@ def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in (Chain((Greedy(), Store("int8"))), Chain((Magnitude(), Repair())), Greedy()):
         assert rough_search(replace(plan, rough=other), problem, 0.0, None).guide is None
     assert "objective" not in problem.memo  # so that what is refused is refused before any work
-    monkeypatch.setattr(plans, "points_of", lambda *_: 0)  # as where a look is dear
-    dear = default_plan(problem, searched=True)
-    assert dear.final == Chain((Greedy(), Repair(work=FINAL)))
-    monkeypatch.undo()
+    with monkeypatch.context() as dear:
+        dear.setattr(plans, "points_of", lambda *_: 0)  # as where a look is dear
+        plan = default_plan(problem, searched=True)
+        assert plan.final == Chain((Greedy(), Repair(work=FINAL)))
     plan = default_plan(problem, searched=True, values="int8")
     for chain, work in ((plan.final, FINAL_SPARING), (plan.rough, ROUGH)):
         assert isinstance(chain, Chain)
@@ -84,14 +87,17 @@ def test_a_repair_that_runs_once_has_more_work_where_a_step_is_dear(
         assert default_plan(problem, searched=True).final == Chain((Greedy(), Repair(work=FINAL)))
 
 
-def test_where_steps_are_cheap_and_nothing_is_searched_two_ways_are_tried() -> None:
-    problem = replace(plain_case().problem, effort=1.0)
-    first = Repair(work=REHEARSING_ALONE * ALONE)
-    gradual = Greedy(layerwise=EARLY, between=Repair(work=GRADUAL))
-    ways = Best((Greedy(spare=SPARE, rehearsal=first), gradual))
-    after = Repair(work=ALONE - first.work)
-    assert default_plan(problem, searched=False).final == Chain((ways, after))
-    assert isinstance(searched := default_plan(problem, searched=True).final, Chain)
-    assert searched.steps[0] == Greedy(
-        spare=SPARE, rehearsal=Repair(work=REHEARSING * FINAL_SPARING)
-    )
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_small_network_is_pruned_in_two_ways(
+    monkeypatch: pytest.MonkeyPatch, *, searched: bool
+) -> None:
+    problem = plain_case().problem
+    plan = default_plan(problem, searched=searched)
+    assert plan.further == (FURTHER if searched else 0)
+    gradual = Greedy(layerwise=EARLY, between=Repair(work=GRADUAL if searched else GRADUAL_ALONE))
+    assert isinstance(plan.final, Chain)
+    ways, after = plan.final.steps
+    monkeypatch.setattr(plans, "SMALL_MACS", 0)
+    assert isinstance(larger := default_plan(problem, searched=searched).final, Chain)
+    assert larger.steps[1:] == (after,)
+    assert ways == Best((larger.steps[0], gradual))
