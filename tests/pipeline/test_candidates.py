@@ -10,11 +10,12 @@ from time import monotonic
 
 import pytest
 
-from fake_steps import Fake, Judge, Staged, plain_case, power, staged, times
+from fake_steps import Fake, InterruptedAt, Judge, Staged, plain_case, power, staged, times
 from models import case_of, key, two_headed_model
 from onnxpress import candidates
 from onnxpress.candidates import (
     BEYOND,
+    FEWER,
     FURTHER,
     MOST_JUDGED,
     ROUGHLY,
@@ -222,6 +223,52 @@ def test_a_final_that_just_misses_is_made_again_before_something_far_less_sparse
     assert final.law(first) > 0.009 >= final.law(second)
     assert 0.6 < second < first < 0.85
     assert [candidate.steps for candidate in judge.seen] == [final.at(second)]
+
+
+@pytest.mark.parametrize("further", [0, 1, 2])
+def test_a_candidate_that_leaves_much_of_the_limit_is_gone_beyond(further: int) -> None:
+    case, judge = plain_case(), Judge([1.0])
+    law = power(0.9, 3.5)
+    both = Staged(law, partial(times, 200.0, law))
+    hunt(replace(both.plan, further=further), case.state, case.problem, judge)
+    sparsities = both.final.tried
+    assert len(sparsities) == 1 + further
+    assert sparsities == sorted(sparsities)
+    assert all(law(one) <= 0.009 for one in sparsities)
+    assert all(1 - b <= FEWER * (1 - a) for a, b in pairwise(sparsities))
+    assert judge.sparsities == sparsities[-1:]
+
+
+def test_what_lies_beyond_the_limit_is_not_shown() -> None:
+    case, judge = plain_case(), Judge([1.0])
+    law = power(0.6, 3.5)
+    both = Staged(lambda sparsity: 1e-5 if law(sparsity) < 0.012 else 0.5, law)
+    points = hunt(replace(both.plan, further=2), case.state, case.problem, judge)
+    first, second = both.final.tried
+    assert first < second
+    assert judge.sparsities == [first]
+    assert [point.sparsity for point in points[-2:]] == [first, second]
+
+
+def test_nothing_is_gone_beyond_without_time_or_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, law = plain_case(), power(0.9, 3.5)
+    near = Staged(law, partial(times, 1.15, law))
+    hunt(replace(near.plan, further=2), case.state, case.problem, Judge([1.0]))
+    assert len(near.final.tried) == 1
+    far, judge = Staged(law, partial(times, 200.0, law)), Judge([1.0])
+    monkeypatch.setattr(candidates, "monotonic", lambda: 10.0 * len(far.final.tried))
+    hunt(replace(far.plan, further=2), case.state, case.problem, judge, deadline=5.0)
+    assert len(far.final.tried) == len(judge.seen) == 1
+
+
+def test_interrupted_on_the_way_further_what_there_was_is_shown() -> None:
+    case, judge = plain_case(), Judge([1.0])
+    law = power(0.9, 3.5)
+    both = Staged(InterruptedAt(law, 2), partial(times, 200.0, law))
+    points = hunt(replace(both.plan, further=2), case.state, case.problem, judge)
+    first, _ = both.final.tried
+    assert judge.sparsities == [first]
+    assert points[-1].notes == (INTERRUPTED,)
 
 
 def test_a_rough_candidate_is_shown_where_the_long_repair_came_out_worse() -> None:

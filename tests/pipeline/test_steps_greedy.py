@@ -16,9 +16,10 @@ from models import MODELS, case_of, graph_model, key, linear_model, two_headed_m
 from onnxpress.cost import Cost
 from onnxpress.objective import Measured, Objective, objective_of
 from onnxpress.problem import Problem
+from onnxpress.removal import without
 from onnxpress.state import State
 from onnxpress.step import Step
-from onnxpress.steps.greedy import Greedy, points_of
+from onnxpress.steps.greedy import Greedy, _nearer, points_of
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress.support import cut
@@ -134,6 +135,32 @@ def test_half_of_the_points_of_a_block_lie_between_the_inputs(
     plain = replace(SHORT, interpolate=0.0)
     Greedy(sparsity=0.5, layerwise=0.0, block=0.2, between=plain)(case.state, case.problem)
     assert set(looked) == {objective}
+
+
+@pytest.mark.parametrize("drift", [0.0, 2.0])
+def test_layers_adapt_only_where_that_is_nearer(drift: float) -> None:
+    case = perceptron_case()
+    objective, generator = objective_of(case.problem), torch.Generator().manual_seed(5)
+    first = min(case.state.free)
+    values = case.state.weights[first].values
+    noise = drift * values.std() * torch.randn(values.shape, generator=generator)
+    # As after a repair: what reaches the later layers is no longer what it was.
+    state = case.state.with_weights({first: cut(values + noise, torch.ones_like(values).bool())})
+    taken = {
+        name: torch.rand(form.values.shape, generator=generator) < 0.1
+        for name, form in state.weights.items()
+        if name in state.free and name != first
+    }
+    found, level = _nearer(state, objective, objective, taken)
+    levels = [
+        float(objective.measure_fit(without(state, objective, taken, adapt=adapt).tensors).value)
+        for adapt in (True, False)
+    ]
+    assert level == pytest.approx(min(levels))
+    assert (levels[1] < levels[0]) == (drift > 0)
+    for name, gone in taken.items():
+        same = torch.equal(found.weights[name].values, state.weights[name].values * ~gone)
+        assert same == (drift > 0)
 
 
 def test_what_is_spared_leaves_after_the_rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:

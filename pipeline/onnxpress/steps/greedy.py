@@ -72,13 +72,13 @@ class Greedy:
     each level, and dynamic programming shares the budget out. *In blocks*, from a network that is
     already pruned or when the budget lies beyond ``layerwise``: entries with the smallest predicted
     increase of d, -w·g/2 + w²·h with the gradient g of d and its Gauss-Newton diagonal h, leave
-    together; the layers adapt; and the increase is measured. Half of the points for it lie between
-    the inputs, as ``between`` draws them: on what a repair has learned by heart, nothing seems to
-    matter. Where the increase is far above the prediction the block is taken back and halved (a
-    trust region), where it is as predicted the next one is larger; where no prediction holds, the
-    layers' own order is tried as well and the better block stays. With ``spare`` the last entries
-    leave after a repair: what a network that has adapted can do without is no longer what surgery
-    on the original would have named.
+    together; the layers adapt, where that is nearer; and the increase is measured. Half of the
+    points for it lie between the inputs, as ``between`` draws them: on what a repair has learned by
+    heart, nothing seems to matter. Where the increase is far above the prediction the block is
+    taken back and halved (a trust region), where it is as predicted the next one is larger; where
+    no prediction holds, the layers' own order is tried as well and the better block stays. With
+    ``spare`` the last entries leave after a repair: what a network that has adapted can do without
+    is no longer what surgery on the original would have named.
 
     With the score ``exact`` it is the greedy of the source to the letter: the true distance of
     every neighbour (one more zero) is measured, the closest one is taken, what stays is
