@@ -19,7 +19,7 @@ from onnxpress.cli import main
 from onnxpress.objective import objective_of
 from onnxpress.shrinking import with_groups
 from onnxpress.state import State
-from onnxpress.step import Only, Step, checked
+from onnxpress.step import Best, Only, Step, checked
 from onnxpress.steps.greedy import Greedy
 from onnxpress.steps.iht import Iht
 from onnxpress.steps.l0 import L0
@@ -54,6 +54,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "repair, lbfgs": (Magnitude(0.8), Repair("lbfgs")),
     "polish": (Magnitude(0.8), Polish()),
     "greedy, last entries after a repair": (Greedy(0.8, spare=0.15),),
+    "the better of two": (Best((Magnitude(0.8), Greedy(0.8))), Repair("adam")),
 }
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
