@@ -325,9 +325,7 @@ class _Finish:
             except SparsityError:  # no step can go further
                 break
             points = [*points, point]
-            if point.bound > limit:
-                break
-            made = point
+            made = point if point.bound <= limit else made
         return points, made
 
     def _raised(self, points: list[Point], left: list[Point], made: Point) -> list[Point]:

@@ -28,13 +28,13 @@ SMALL_MACS = 350_000
 """Multiply-adds of a forward pass up to which a network is small: it is then also pruned another
 way, and the nearer of the two stays."""
 
-EARLY, GRADUAL, GRADUAL_ALONE = 0.3, 1.0, 2.0
+EARLY, GRADUAL, GRADUAL_ALONE = 0.5, 1.5, 3.0
 """That way: the sparsity from which on entries leave in blocks, and units of work for the repair
 after each, in a search and where only a sparsity is asked for. Surgery on whole layers breaks small
 perceptrons: at 90 % this came 2 to 6 times nearer on three of them. On two image classifiers and a
 wider perceptron it took two to five times as long, and came a quarter less near or as near."""
 
-FURTHER = 2
+FURTHER = 3
 """Final candidates of such a network made beyond one that leaves much of the tolerance, at most."""
 
 ENOUGH_POINTS = 100
@@ -181,7 +181,7 @@ def _either(
 ) -> tuple[Step, ...]:
     sparing, last = ways(work)
     gradual = Greedy(layerwise=EARLY, between=Repair(work=between))
-    return Best((sparing, gradual)), last
+    return (Best((Chain((sparing, last)), Chain((gradual, last)))),)
 
 
 def _stored(
