@@ -28,6 +28,9 @@ SMALL_MACS = 350_000
 """Multiply-adds of a forward pass up to which a network is small: it is then also pruned another
 way, and the nearer of the two stays."""
 
+UNHURRIED = 1.0
+"""The effort from which on there is time for that; ``quick`` is for speed."""
+
 EARLY, GRADUAL, GRADUAL_ALONE = 0.5, 1.5, 3.0
 """That way: the sparsity from which on entries leave in blocks, and units of work for the repair
 after each, in a search and where only a sparsity is asked for. Surgery on whole layers breaks small
@@ -140,7 +143,7 @@ def default_plan(problem: Problem, *, searched: bool, values: Values = "fp32") -
     if points_of(cost, given) >= min(ENOUGH_POINTS, given):
         ways = partial(_twice, REHEARSING if searched else REHEARSING_ALONE)
         work = FINAL_SPARING if searched else work
-        if cost.macs <= SMALL_MACS:
+        if cost.macs <= SMALL_MACS and cost.effort >= UNHURRIED:
             ways = partial(_either, ways, GRADUAL if searched else GRADUAL_ALONE)
             further = FURTHER if searched else 0
     return Plan(

@@ -27,6 +27,7 @@ from onnxpress.plans import (
     ROUNDED,
     SPARE,
     STEPS_ALONE,
+    UNHURRIED,
     Plan,
     default_plan,
 )
@@ -39,7 +40,6 @@ from onnxpress.steps.store import Store
 
 
 def test_the_default_plan_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "SMALL_MACS", 0)
     problem = plain_case().problem
     plan = default_plan(problem, searched=True)
     alone = default_plan(problem, searched=False)
@@ -91,7 +91,7 @@ def test_a_repair_that_runs_once_has_more_work_where_a_step_is_dear(
 def test_a_small_network_is_pruned_in_two_ways(
     monkeypatch: pytest.MonkeyPatch, *, searched: bool
 ) -> None:
-    problem = plain_case().problem
+    problem = replace(plain_case().problem, effort=UNHURRIED)
     plan = default_plan(problem, searched=searched)
     assert plan.further == (FURTHER if searched else 0)
     gradual = Greedy(layerwise=EARLY, between=Repair(work=GRADUAL if searched else GRADUAL_ALONE))
@@ -100,3 +100,6 @@ def test_a_small_network_is_pruned_in_two_ways(
     assert isinstance(larger, Chain)
     after = larger.steps[1]
     assert plan.final == Chain((Best((larger, Chain((gradual, after)))),))
+    monkeypatch.undo()
+    hurried = replace(problem, effort=0.9 * UNHURRIED)
+    assert default_plan(hurried, searched=searched).final == larger
