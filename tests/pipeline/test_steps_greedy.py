@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
@@ -151,12 +152,14 @@ def test_layers_adapt_only_where_that_is_nearer(drift: float) -> None:
         for name, form in state.weights.items()
         if name in state.free and name != first
     }
-    found, level = _nearer(state, objective, objective, taken)
+    found, level = _nearer(state, objective, objective, taken, -inf)
     levels = [
         float(objective.measure_fit(without(state, objective, taken, adapt=adapt).tensors).value)
         for adapt in (True, False)
     ]
     assert level == pytest.approx(min(levels))
+    _, level = _nearer(state, objective, objective, taken, inf)
+    assert level == pytest.approx(levels[0])
     assert (levels[1] < levels[0]) == (drift > 0)
     for name, gone in taken.items():
         same = torch.equal(found.weights[name].values, state.weights[name].values * ~gone)

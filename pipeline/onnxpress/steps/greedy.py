@@ -247,9 +247,9 @@ class Greedy:
             }
             taken = _smallest(scores, state, size, _blocked(pattern), layers)
             predicted = max(0.0, sum(float(scores[k][gone].sum()) for k, gone in taken.items()))
-            candidate, level = _nearer(state, objective, drawn, taken)
-            rise = level - before
             allowed = self.trust * predicted + (SLACK + LOOSER * before) * size / kept
+            candidate, level = _nearer(state, objective, drawn, taken, before + allowed)
+            rise = level - before
             if rise <= allowed or size <= least:
                 break
             size, damping = max(least, size // 2), STIFFER * damping
@@ -259,7 +259,7 @@ class Greedy:
         if not accepted:
             whole = min(kept - goal, max(1, int(share * kept)))
             gone = _by_surgery(state, objective, whole, pattern)
-            other, level = _nearer(state, objective, drawn, gone)
+            other, level = _nearer(state, objective, drawn, gone, -inf)
             if (level - before) / whole < rise / size:
                 candidate, larger = other, share
                 note = f"{note}; by surgery a block of {whole}: measured {level - before:+.3g}"
@@ -268,9 +268,13 @@ class Greedy:
 
 
 def _nearer(
-    state: State, objective: Objective, drawn: Objective, taken: dict[WeightKey, Tensor]
+    state: State,
+    objective: Objective,
+    drawn: Objective,
+    taken: dict[WeightKey, Tensor],
+    enough: float,
 ) -> tuple[State, float]:
-    """Take entries out, let the layers adapt if that helps, and give what all outputs lose.
+    """Take entries out, and give what all outputs lose; layers adapt where it is enough or nearer.
 
     Layers adapt to what the original network sends them. The more a network has been repaired, the
     less that is what they get: then the removal alone is nearer.
@@ -280,6 +284,8 @@ def _nearer(
         candidate = without(state, objective, taken, adapt=adapt)
         level = float(drawn.measure_fit(candidate.tensors).per_output.sum())
         found.append((level if isfinite(level) else inf, candidate))
+        if level <= enough:
+            break
     level, candidate = min(found, key=lambda one: one[0])
     return candidate, level
 
