@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from onnxpress.memory import Batch
 from onnxpress.objective import objective_of
 from onnxpress.storage import stored
-from onnxpress_adapters.errors import OnnxpressError, SparsityError, StepError
+from onnxpress_adapters.errors import MisuseError, OnnxpressError, SparsityError, StepError
 from onnxpress_adapters.weights import Dense, WeightKey
 
 if TYPE_CHECKING:
@@ -99,26 +100,31 @@ class Best:
     """Run every step from the same state, and keep what is nearest to the original.
 
     Ways to the same sparsity, no state of one seen by another; d on the choose set says which of
-    them stays, the first where two are as near.
+    them stays, the first where two are as near. One whose outputs are not finite is the furthest.
     """
 
     steps: tuple[Step, ...]
 
-    def __call__(self, state: State, problem: Problem, /) -> State:
-        """Run all, each checked; the log says how near each came.
-
-        Raises:
-            StepError: there is none, or what one left answers something not finite.
-        """
+    def __post_init__(self) -> None:
+        """Refuse ways that cannot be compared: none, or to sparsities of different origin."""
         if not self.steps:
-            raise StepError("there is nothing to choose from: give `best` at least one step")
+            raise MisuseError("there is nothing to choose from: give `best` at least one step")
+        if len({is_open(step) for step in self.steps}) > 1:
+            raise MisuseError(
+                "some steps of `best` have a sparsity and others leave it open, so the nearest "
+                "would be the least sparse: give all of them one, or none"
+            )
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Run all, each checked; the log says how near each came."""
         objective = objective_of(problem)
         found = []
         for step in self.steps:
             after = checked(step, state, problem)
             found.append((objective.measure_choose(after.tensors).value, after))
         distances = [distance for distance, _ in found]
-        nearest = min(range(len(found)), key=lambda place: distances[place])
+        finite = [distance if isfinite(distance) else inf for distance in distances]
+        nearest = finite.index(min(finite))
         told = ", ".join(f"{distance:.3g}" for distance in distances)
         return found[nearest][1].noted(f"way {nearest + 1} of {len(found)}: d = {told} on choose")
 

@@ -61,7 +61,7 @@ def test_a_polish_anywhere_else_is_refused() -> None:
         Chain((Only("w*", Polish()), Magnitude())),
         Chain((Search(Chain((Magnitude(), Polish()))), Repair())),
         Chain((Chain((Magnitude(), Polish())),)),
-        Best((Magnitude(), Polish())),
+        Best((Magnitude(0.5), Polish())),
     ):
         with pytest.raises(MisuseError, match="make it the last step of the recipe"):
             Plan.of(steps)

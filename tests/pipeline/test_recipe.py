@@ -76,7 +76,7 @@ def test_steps_read(tmp_path: Path) -> None:
         Chain(
             (L0(penalty=0.5, gates="unit", distribution=HardConcrete(0.5)), L0(0.9, within=None))
         ),
-        Chain((Best((Greedy(0.9, spare=0.15), Chain((Magnitude(), Repair())))), Repair())),
+        Chain((Best((Greedy(0.9, spare=0.15), Chain((Magnitude(0.9), Repair())))), Repair())),
         Chain((Only("a", Store("fp16")), Store("palette", entries=256, feedback=False))),
         Chain(()),
     ],

@@ -28,7 +28,7 @@ from onnxpress.step import (
 from onnxpress.steps.magnitude import Magnitude
 from onnxpress.steps.repair import Repair
 from onnxpress.support import cut
-from onnxpress_adapters.errors import SparsityError, StepError
+from onnxpress_adapters.errors import MisuseError, SparsityError, StepError
 from onnxpress_adapters.weights import Dense
 
 
@@ -156,12 +156,28 @@ def test_the_best_is_nearest_on_choose_and_starts_where_the_others_did(
     assert after.log[-1].endswith(" on choose")
 
 
-def test_the_first_of_equals_is_kept_and_one_is_needed(case: Case) -> None:
+def test_the_first_of_equals_is_kept(case: Case) -> None:
     pruned = Magnitude(sparsity=0.5)
     after = Best((pruned, pruned))(case.state, case.problem)
     assert after.log[-1].startswith("way 1 of 2: ")
-    with pytest.raises(StepError, match="give `best` at least one step"):
-        Best(())(case.state, case.problem)
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(MisuseError, match="give `best` at least one step"):
+        Best(())
+    with pytest.raises(MisuseError, match="the nearest would be the least sparse"):
+        Best((Magnitude(), Magnitude(sparsity=0.5)))
+
+
+def test_what_is_not_finite_is_never_the_best(case: Case) -> None:
+    def huge(state: State) -> State:
+        form = state.weights[key("w")]
+        return _replaced(state, "w", Dense(form.values.sign() * 3e38, form.support))
+
+    pruned = Magnitude(sparsity=0.5)
+    after = Best((Does(huge), pruned))(case.state, case.problem)
+    assert after.zeros == pruned(case.state, case.problem).zeros
+    assert after.log[-1].startswith("way 2 of 2: ")
 
 
 def test_what_is_inside_the_best_is_held_to_its_promise(case: Case) -> None:
@@ -180,8 +196,8 @@ def test_the_best_is_fixed_and_follows_like_a_chain() -> None:
         )
     )
     assert not is_open(fixed)
-    assert follow(Best((Magnitude(), Repair())), "2:4") == Best(
-        (Magnitude(pattern="2:4"), Repair())
+    assert follow(Best((Magnitude(0.5), Repair())), "2:4") == Best(
+        (Magnitude(0.5, pattern="2:4"), Repair())
     )
 
 
