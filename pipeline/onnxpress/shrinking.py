@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from onnxpress.step import Best, Chain, Only, Step
+from onnxpress.step import Step, inside
 from onnxpress.steps.l0 import L0
 from onnxpress.steps.units import Units, alive_units, read_by
 from onnxpress_adapters.groups_find import find_groups
@@ -49,11 +49,10 @@ class Slim:
 
 def wants_groups(step: Step) -> bool:
     """Say whether a step, or one inside it, removes units."""
-    if isinstance(step, Chain | Best):
-        return any(wants_groups(inner) for inner in step.steps)
-    if isinstance(step, Only):
-        return wants_groups(step.step)
-    return isinstance(step, Units) or (isinstance(step, L0) and step.gates == "unit")
+    return any(
+        isinstance(each, Units) or (isinstance(each, L0) and each.gates == "unit")
+        for each in inside(step)
+    )
 
 
 def with_groups(problem: Problem, model: ModelProto) -> Problem:

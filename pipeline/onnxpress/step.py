@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import inf, isfinite
@@ -71,6 +72,20 @@ class Patterned(Protocol):
 
     def following(self, pattern: str) -> Self:
         """Give the same step with its pattern set."""
+        ...
+
+    def __call__(self, state: State, problem: Problem, /) -> State:
+        """Give the next state."""
+        ...
+
+
+@runtime_checkable
+class Around(Protocol):
+    """A step that runs another one in its own way."""
+
+    @property
+    def step(self) -> Step:
+        """The other one."""
         ...
 
     def __call__(self, state: State, problem: Problem, /) -> State:
@@ -194,6 +209,20 @@ def _check_form(key: WeightKey, form: Dense, step: Step) -> None:
         raise StepError(f"{step} left values in '{key}' that are not finite")
     if bool(form.values[~form.support].ne(0).any()):
         raise StepError(f"{step} left nonzeros outside the support of '{key}'")
+
+
+def inside(step: Step) -> Iterator[Step]:
+    """Give a step and all that are made of it: in chains, among the best, under a name, searched.
+
+    >>> [type(each).__name__ for each in inside(Chain((Only("a", Chain(())), Chain(()))))]
+    ['Chain', 'Only', 'Chain', 'Chain']
+    """
+    yield step
+    if isinstance(step, Chain | Best):
+        for inner in step.steps:
+            yield from inside(inner)
+    elif isinstance(step, Around):
+        yield from inside(step.step)
 
 
 def is_open(step: Step) -> bool:

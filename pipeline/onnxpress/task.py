@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from onnxpress.drawing import Drawing
 from onnxpress.objective import Objective, objective_of
-from onnxpress.search import Search
-from onnxpress.step import Best, Chain, Only, Step
+from onnxpress.step import Step, inside
 from onnxpress_adapters.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -324,13 +323,8 @@ def _mean_squares(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
 
 def tasks_of(step: Step) -> frozenset[GoalName]:
     """Give the task losses a step, and the steps in it, minimise."""
-    if isinstance(step, Chain | Best):
-        return frozenset().union(*(tasks_of(inner) for inner in step.steps))
-    if isinstance(step, Only | Search):
-        return tasks_of(step.step)
-    if isinstance(step, Aimed) and step.objective != "distance":
-        return frozenset((step.objective,))
-    return frozenset()
+    aimed = (each.objective for each in inside(step) if isinstance(each, Aimed))
+    return frozenset(aimed) - {"distance"}
 
 
 def check_labels(step: Step, problem: Problem) -> None:

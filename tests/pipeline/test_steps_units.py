@@ -28,6 +28,7 @@ from onnxpress.objective import objective_of
 from onnxpress.picking import PickJob, pick
 from onnxpress.press import compress
 from onnxpress.problem import Tolerance
+from onnxpress.search import Search
 from onnxpress.shrinking import slimmed, subject_of, wants_groups, with_groups
 from onnxpress.state import State
 from onnxpress.step import Best, Chain, Only, Step
@@ -180,6 +181,7 @@ def test_what_cannot_work_is_refused() -> None:
 def test_who_wants_groups() -> None:
     assert wants_groups(Chain((Magnitude(), Only("*", Units()))))
     assert wants_groups(Best((Magnitude(), Units())))
+    assert wants_groups(Chain((Search(Chain((Magnitude(), Units()))),)))
     assert not wants_groups(Chain((Magnitude(), Repair())))
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from onnxpress.objective import Objective
-from onnxpress.search import Search
-from onnxpress.step import Best, Chain, Only, Step
+from onnxpress.step import Step, inside
 from onnxpress.steps.repair import Repair
 from onnxpress.task import GoalName, goal_of
 
@@ -70,8 +69,4 @@ def _together(objective: Objective) -> Objective:
 
 def has_polish(step: Step) -> bool:
     """Say whether a step, or one inside it, is a polish."""
-    if isinstance(step, Chain | Best):
-        return any(has_polish(inner) for inner in step.steps)
-    if isinstance(step, Only | Search):
-        return has_polish(step.step)
-    return isinstance(step, Polish)
+    return any(isinstance(each, Polish) for each in inside(step))
