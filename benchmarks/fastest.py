@@ -214,9 +214,8 @@ class Shop:
         # The tolerance is a bound with a margin, and what is compared is the distance itself: so
         # one that means something first, then the rival's distance, then more than that.
         least = max(NEARER * min(near, default=0.0), ROUNDING)
-        for tolerance in (
-            sorted({min(MOST_TOLERANCE, least), least, BOLDER * least}) if near else ()
-        ):
+        bolder = {least, BOLDER**0.5 * least, BOLDER * least}
+        for tolerance in sorted({min(MOST_TOLERANCE, least), *bolder}) if near else ():
             row = self.timed(name, ROUGH_ROUNDS)
             behind = row is None or any(line[-1] != "yes" for line in rivals(row))
             known = self.cache.get(cell) or {"tolerance": 0.0}
