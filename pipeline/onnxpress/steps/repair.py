@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onnxpress.drawing import Drawing, are_pictures
+from onnxpress.gains import regained
 from onnxpress.movable import Movable
 from onnxpress.storage import has_grid
 from onnxpress.task import Goal, GoalName, goal_of
@@ -60,6 +61,19 @@ POWERS = (0.5, 1.0, 2.0)
 TRIAL = 12
 """What part of the steps each of them is tried for."""
 
+FAR = 0.25
+"""d from which on the lengths of layers are tried before anything descends."""
+
+LONG = 8.0
+"""Units of work of a repair from which on they are: in a quick one, between two blocks that leave,
+the next block undoes it."""
+
+REGAINING = 0.1
+"""Share of the work that goes into that, at most."""
+
+WORTH = 0.9
+"""Share of d on the choose set that they have to leave at most: less is not worth another way."""
+
 STRANGERS, FEWEST_STRANGERS = 64, 16
 """Moved pictures on which d is measured before a repair learns from them; the fewer where its work
 pays for less than ``FEWEST_STEPS`` steps on as many."""
@@ -76,9 +90,10 @@ class Repair:
     """Minimise d over the entries of the supports, biases and norms.
 
     Labels are free: the original network gives the target of any input, so batches are made of
-    random interpolations between pairs of given inputs. The point that was best on the
-    choose set is kept, so a repair never makes things worse there. The loss of a task needs
-    ``--labels``, and learns from their samples alone.
+    random interpolations between pairs of given inputs. Where d is large, the length of each
+    layer's weight is tried first (``gains``). The point that was best on the choose set is kept, so
+    a repair never makes things worse there. The loss of a task needs ``--labels``, and learns from
+    their samples alone.
 
     Attributes:
         method: ``lbfgs`` on the whole fit set, ``adam`` on batches; ``auto`` runs Adam, and, where
@@ -129,15 +144,33 @@ class Repair:
             suited = self.suited(goal.objective, state)
             if suited is not self:
                 return suited(state.noted(f"{self}: {STRANGE_NOTE}"), problem)
+            if before > FAR and self.work >= LONG and not has_grid(state, problem):
+                return self._regained(goal, state, before)
+        return self._descended(goal, state, before, self.work)
+
+    def _regained(self, goal: Goal, state: State, before: float) -> State:
+        """Give each layer the length that is best, if d is lower then on the choose set as well."""
+        point = Movable.of(state, goal.objective.problem, extras=False)
+        values, spent = regained(goal, point, REGAINING * self.work)
+        after = goal.on_choose(point.tensors(values))
+        if after < WORTH * before:
+            line = f"{self}: d {before:.3g} -> {after:.3g} on choose, by the lengths of layers"
+            state, before = point.put(state, values).noted(line), after
+        return self._descended(goal, state, before, self.work - spent)
+
+    def _descended(self, goal: Goal, state: State, before: float, work: float) -> State:
+        """Keep the better of both methods, or what there was."""
+        problem = goal.objective.problem
+        point = Movable.of(state, problem, extras=self.extras)
         cheap = self._is_cheap(goal) and not has_grid(state, problem)
         share = WHOLE_BATCH_SHARE if self.method == "auto" and cheap else 0.0
         found: list[tuple[float, dict[WeightKey, Tensor], str]] = []
         if self.method == "lbfgs" or (self.method == "auto" and cheap):
-            best = self._lbfgs(goal, point, self.work * (1 if self.method == "lbfgs" else share))
+            best = self._lbfgs(goal, point, work * (1 if self.method == "lbfgs" else share))
             found += [] if best is None else [(*best, "L-BFGS")]
         if self.method == "adam" or self.method == "auto":
             fresh = Movable.of(state, problem, extras=self.extras)
-            best = replace(self, work=self.work * (1 - share))._adam(goal, fresh, before)
+            best = replace(self, work=work * (1 - share))._adam(goal, fresh, before)
             found += [] if best is None else [(*best, "Adam")]
         after, values, how = min(found, key=lambda one: one[0], default=(before, {}, ""))
         if not after < before:
