@@ -19,6 +19,7 @@ from onnxpress_adapters.ops.dtypes import to_tensor
 from onnxpress_adapters.prunable import quantised
 from onnxpress_adapters.run import Plan, Run, from_numpy, working
 from onnxpress_adapters.specs import InputSpec, OutputSpec, specs
+from onnxpress_adapters.surrogates import SLOPES
 from onnxpress_adapters.trace import Site, Trace, Value, stacked
 from onnxpress_adapters.weights import WeightKey
 
@@ -129,6 +130,16 @@ class Network:
             that is no tensor of numbers a list with one value per sample.
         """
         return self.batching.run(self, weights, inputs).outputs
+
+    @property
+    def needs_surrogates(self) -> bool:
+        """Whether some operator, in a body or not, has no gradient but a surrogate's."""
+        operators = {
+            instruction.node.operator
+            for body in self.program.main.walk()
+            for instruction in body.instructions
+        }
+        return not operators.isdisjoint(SLOPES)
 
     def with_surrogates(self) -> Network:
         """Give the same network for a descent: gradients also go through what is rounded."""

@@ -1,8 +1,8 @@
-"""Lengths before directions: layers made shorter or longer where little is left of a network.
+"""Lengths before directions: where little is left of a network, and gradients are made up.
 
-Where far too few weights are left, what comes out of them is not only wrong but loud: a softmax or
-a sigmoid saturates on the wrong side, and its gradient says nothing. How long the weight of each
-layer is is one number, and that is found by trying.
+Behind signs and rounding a gradient is that of a surrogate, and where far too few weights are left,
+what comes out is not only wrong but loud: a softmax saturates on the wrong side, and little comes
+back through it either. How long the weight of each layer is is one number, found by trying.
 """
 
 from __future__ import annotations

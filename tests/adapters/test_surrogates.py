@@ -51,6 +51,14 @@ def test_a_sign_passes_it_on_near_zero_in_units_of_the_tensor() -> None:
     assert found[0].tolist().count(0.0) == 1
 
 
+@pytest.mark.parametrize(
+    ("operator", "needed"), [("Sign", True), ("Round", True), ("Relu", False), ("Tanh", False)]
+)
+def test_a_network_says_whether_it_needs_them(operator: str, needed: bool) -> None:
+    network, _ = import_network(elementwise(op(operator, "h", "y")))
+    assert network.needs_surrogates == needed
+
+
 def test_a_sign_of_zeros_passes_nothing() -> None:
     network, weights = import_network(elementwise(op("Sign", "h", "y")))
     leaf = torch.zeros(1, 5, requires_grad=True)
