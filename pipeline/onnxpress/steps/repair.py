@@ -63,8 +63,8 @@ TRIAL = 12
 
 FAR = 0.25
 """d from which on, behind signs and rounding, the lengths of layers are tried before anything
-descends. A network with gradients of its own finds them by those: where they were tried as well,
-one came out 5 % further, one 8 %, and the others as they were."""
+descends. A network with gradients of its own finds them by those: where they were tried all the
+same, three networks at 90 % zeros came out 6, 7 and 13 % further."""
 
 REGAINING = 0.1
 """Share of the work that goes into that, at most."""
