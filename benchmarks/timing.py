@@ -21,13 +21,15 @@ def interleaved(
     """Time files in turns on one thread.
 
     Args:
-        runs: give the answers of a file to a feed.
+        runs: give the answers of a file to a feed; the first is what the others are held against.
         feed: the input.
         rounds: runs of each, at most.
         seconds: after which it ends, with ``LEAST`` runs of each.
 
     Returns:
-        The median of each, in seconds of processor time: what else a machine does is not counted.
+        Seconds of processor time, so that what else a machine does is not counted: the median of
+        the first, and of each other one that times the median of its share of the first in the same
+        turn. A processor that runs now faster and now slower does so for both of a turn.
     """
     for run in runs:
         for _ in range(WARM):
@@ -41,4 +43,6 @@ def interleaved(
             start = thread_time()
             runs[place](feed)
             taken[place].append(thread_time() - start)
-    return [median(each) for each in taken]
+    first = taken[0]
+    shares = [median(b / a for a, b in zip(first, each, strict=True)) for each in taken]
+    return [median(first) * share for share in shares]
