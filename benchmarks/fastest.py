@@ -301,8 +301,9 @@ def tables(rows: Sequence[Timed]) -> tuple[str, bool]:
         f"{len(rows)} models.",
         table(("asked", "measured", "met"), lines),
         table(HEAD, [ours_cells(row) for row in rows]),
-        "Times are medians of the processor's time at batch 1 on one thread, taken in turns. "
-        "A file that has all of the original's weights counts as equally fast.",
+        "Times are medians of the processor's time at batch 1 on one thread, each file's held "
+        "against the original's of the same turn. A file that has all of the original's weights "
+        "counts as equally fast.",
         f"## Beside onnxsim with {RIVAL_SHARE:.0%} of the channels gone",
         table(RIVAL_HEAD, beside),
         f"Times are shares of the original's; distances below {ROUNDING:g} are rounding. A model "

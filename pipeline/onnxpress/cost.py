@@ -35,6 +35,9 @@ ELEMENT_MACS = 8
 LOOP_NODES = 12
 """Nodes that one place of a recurrent loop counts as."""
 
+FORWARD_SHARE = 1 / 3
+"""What a forward pass costs of a step forward and backward."""
+
 LARGEST_BATCH = 256
 
 

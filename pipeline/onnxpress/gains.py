@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from onnxpress.cost import FORWARD_SHARE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
 
 FACTORS = (0.5, 2.0)
 """What a weight is multiplied by, again and again while that helps: powers of two round nothing."""
-
-PASSES = 3
-"""Passes forward that cost as much as a step along a gradient."""
 
 BETTER = 0.98
 """Share of the loss that each such change has to leave at most."""
@@ -52,7 +51,7 @@ def regained(goal: Goal, point: Movable, work: float) -> tuple[dict[WeightKey, T
     """
     problem = goal.objective.problem
     keys = [each.key for each in reversed(problem.network.layers) if each.key in point.supports]
-    passes = PASSES * goal.objective.cost.steps(work, 1)
+    passes = round(goal.objective.cost.steps(work, 1) / FORWARD_SHARE)
     samples = min(SAMPLES, max(FEWEST, passes // (TRIALS * max(1, len(keys)))), len(problem.fit[0]))
     chance = problem.generator("gains")
     places = torch.randperm(len(problem.fit[0]), generator=chance)[:samples]

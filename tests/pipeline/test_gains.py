@@ -13,8 +13,9 @@ from onnxpress.gains import TRIALS, regained
 from onnxpress.movable import Movable
 from onnxpress.objective import objective_of
 from onnxpress.state import State
+from onnxpress.steps import repair
 from onnxpress.steps.repair import FAR, Repair
-from onnxpress.task import goal_of
+from onnxpress.task import Goal, goal_of
 from onnxpress_adapters.weights import Dense, WeightKey
 
 PLENTY = 100.0
@@ -80,7 +81,7 @@ def test_little_work_is_for_the_layers_nearest_to_the_output(
 ) -> None:
     case = case_of(chain_model())
     monkeypatch.setattr("onnxpress.gains.FEWEST", 128)
-    monkeypatch.setattr("onnxpress.gains.PASSES", 1)
+    monkeypatch.setattr("onnxpress.gains.FORWARD_SHARE", 1.0)
     goal = goal_of(case.problem, "distance")
     monkeypatch.setattr(type(goal.objective.cost), "steps", lambda *_: 128 * TRIALS)
     loud = sized(case.state, first=8.0, last=8.0)
@@ -115,4 +116,34 @@ def test_a_repair_leaves_lengths_alone_where_d_is_small_or_gradients_are_true(
     loud = sized(case.state, last=factor)
     assert (0 < distance(case, loud) < FAR) == (between == "Sign")
     after = Repair(work=5.0)(loud, case.problem)
+    assert not any(BY in line for line in after.log)
+
+
+@pytest.mark.parametrize("nearer", [True, False])
+def test_a_length_stays_where_the_choose_set_agrees_and_its_work_is_taken_off(
+    nearer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(chain_model(), effort=0.02)
+    loud = sized(case.state, last=64.0)
+    source = case.state if nearer else sized(loud, last=-1.0)
+    found = {k: form.values for k, form in source.weights.items()}
+    works: list[float] = []
+
+    def descended(self: Repair, goal: Goal, state: State, before: float, work: float) -> State:
+        works.append(work)
+        assert before == distance(case, state)
+        return state
+
+    monkeypatch.setattr(repair, "regained", lambda goal, point, work: (found, 0.25))
+    monkeypatch.setattr(Repair, "_descended", descended)
+    after = Repair(work=5.0)(loud, case.problem)
+    assert works == [4.75]
+    assert any(BY in line for line in after.log) == nearer
+    assert distance(case, after) == (0.0 if nearer else distance(case, loud))
+
+
+def test_values_on_a_grid_keep_their_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of(chain_model(), effort=0.02)
+    monkeypatch.setattr(repair, "has_grid", lambda state, problem: True)
+    after = Repair(work=5.0)(sized(case.state, last=64.0), case.problem)
     assert not any(BY in line for line in after.log)

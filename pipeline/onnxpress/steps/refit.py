@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onnxpress import obs
+from onnxpress.cost import FORWARD_SHARE
 from onnxpress.curvature import columns_met
 from onnxpress.objective import Objective, objective_of
 from onnxpress.support import cut
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 ROUNDS = 25
 """Iterations of conjugate gradients for one layer."""
-
-FORWARD_SHARE = 1 / 3
-"""What a forward pass costs of a step forward and backward."""
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,7 @@ class Repair:
     def __call__(self, state: State, problem: Problem, /) -> State:
         """Move the values; supports stay as they are."""
         goal = goal_of(problem, self.objective)
-        point = Movable.of(state, problem, extras=self.extras)
-        if not point.leaves:
+        if not (state.free or (self.extras and state.extras)):
             return state
         before = goal.on_choose(state.tensors)
         if self.objective == "distance" and before <= self._enough(problem):
