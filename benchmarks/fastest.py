@@ -50,7 +50,9 @@ SLOWER = 1.03
 
 RIVAL_SHARE = 0.5
 MOST_TOLERANCE = 0.5
-BOLDER = 3.0
+BESIDE = {"beside": 1.0, "beside_bolder": 3.0**0.5, "beside_boldest": 3.0}
+"""Files that stand beside the rival's: times the least tolerance that each gets."""
+
 ROUNDING = 1e-6
 """A distance that is no more than this is none: kernels of other sizes add up in another order."""
 
@@ -73,7 +75,7 @@ class Timed:
 
     Attributes:
         name: of the model.
-        cells: found for each side: ours at 1 %, ours beside the rival, the rival's.
+        cells: found for each side: ours at 1 %, those of ours beside the rival's, the rival's.
         seconds: per run of the original and of each side's file, where there is one.
     """
 
@@ -199,7 +201,7 @@ class Shop:
             self.keep(cell, self.pressed(cell, TOLERANCE, ()))
 
     def rival(self, name: str) -> None:
-        """Let the rival prune a model, and press ours anew where it is not better as it is."""
+        """Let the rival prune a model, and press more of ours while none is better."""
         entry = self.zoo.entry(name)
         for method in SMALLER:
             cell = Cell(name, method, "latency")
@@ -208,19 +210,19 @@ class Shop:
                 words = (name, method, str(RIVAL_SHARE), str(min(256, calibration_count(entry))))
                 self.keep(cell, rival_in(str(self.rival_python), (*words, str(self.file(cell)))))
         near = [found["distance"] for found in self.moved(name)]
-        cell = Cell(name, "beside", "latency")
         if self.again:
-            self.cache.file(cell).unlink(missing_ok=True)
+            for side in BESIDE:
+                self.cache.file(Cell(name, side, "latency")).unlink(missing_ok=True)
         # The tolerance is a bound with a margin, and what is compared is the distance itself: so
-        # one that means something first, then the rival's distance, then more than that.
-        least = max(NEARER * min(near, default=0.0), ROUNDING)
-        bolder = {least, BOLDER**0.5 * least, BOLDER * least}
-        for tolerance in sorted({min(MOST_TOLERANCE, least), *bolder}) if near else ():
+        # one that means something first, then the rival's distance, then more than that. All
+        # stay: of two files of the rival's one may be held against the faster, one the nearer.
+        least = min(MOST_TOLERANCE, max(NEARER * min(near, default=0.0), ROUNDING))
+        for side, times in BESIDE.items() if near else ():
             row = self.timed(name, ROUGH_ROUNDS)
             behind = row is None or any(line[-1] != "yes" for line in rivals(row))
-            known = self.cache.get(cell) or {"tolerance": 0.0}
-            if behind and known["tolerance"] < tolerance:
-                self.keep(cell, self.pressed(cell, tolerance, ("--effort", "quick")))
+            cell = Cell(name, side, "latency")
+            if behind and self.cache.get(cell) is None:
+                self.keep(cell, self.pressed(cell, times * least, ("--effort", "quick")))
 
     def moved(self, name: str) -> list[Mapping[str, Any]]:
         """Give what the rival's valid files that changed something are worth."""
@@ -259,7 +261,7 @@ class Shop:
         """Time all files of a model in turns; None where it was not pressed here."""
         cells = {
             side: found
-            for side in ("fastest", "beside", *SMALLER)
+            for side in ("fastest", *BESIDE, *SMALLER)
             if (found := self.found(name, side)) is not None
         }
         if "fastest" not in cells:
@@ -350,7 +352,7 @@ def rivals(row: Timed) -> list[tuple[str, ...]]:
         ours = [
             (row.share(side), cell["distance"], cell["tolerance"])
             for side, cell in row.cells.items()
-            if side in ("fastest", "beside") and side in row.seconds
+            if side in ("fastest", *BESIDE) and side in row.seconds
         ]
         if row.share(method) * SLOWER >= 1:  # the original is as fast, at no distance at all
             ours.append((1.0, 0.0, 0.0))
