@@ -219,7 +219,7 @@ class Shop:
         least = min(MOST_TOLERANCE, max(NEARER * min(near, default=0.0), ROUNDING))
         for side, times in BESIDE.items() if near else ():
             row = self.timed(name, ROUGH_ROUNDS)
-            behind = row is None or any(line[-1] != "yes" for line in rivals(row))
+            behind = row is None or any(line[-1] != "yes" for line in rivals(row, slower=1.0))
             cell = Cell(name, side, "latency")
             if behind and self.cache.get(cell) is None:
                 self.keep(cell, self.pressed(cell, times * least, ("--effort", "quick")))
@@ -342,8 +342,8 @@ def ours_cells(row: Timed) -> tuple[str, ...]:
     )
 
 
-def rivals(row: Timed) -> list[tuple[str, ...]]:
-    """Lay out each of the rival's files beside ours."""
+def rivals(row: Timed, slower: float = SLOWER) -> list[tuple[str, ...]]:
+    """Lay out each of the rival's files beside ours, which may take so many times as long."""
     lines: list[tuple[str, ...]] = []
     for method in SMALLER:
         theirs = row.cells.get(method, {})
@@ -354,14 +354,14 @@ def rivals(row: Timed) -> list[tuple[str, ...]]:
             for side, cell in row.cells.items()
             if side in ("fastest", *BESIDE) and side in row.seconds
         ]
-        if row.share(method) * SLOWER >= 1:  # the original is as fast, at no distance at all
+        if row.share(method) * slower >= 1:  # the original is as fast, at no distance at all
             ours.append((1.0, 0.0, 0.0))
         nearer = [one for one in ours if one[1] < max(theirs["distance"], ROUNDING)]
         best = min(nearer or ours, default=None)
         if best is None:
             cells = ("-", "-", "-", "no")
         else:
-            met = bool(nearer) and best[0] <= row.share(method) * SLOWER
+            met = bool(nearer) and best[0] <= row.share(method) * slower
             time = f"{best[0]:.2f}"
             cells = (time, f"{best[1]:.3g}", f"{best[2]:.1%}", "yes" if met else "no")
         label = f"{row.name}, {method.replace('_', ' ')}"
