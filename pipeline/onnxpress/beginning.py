@@ -23,6 +23,7 @@ from onnxpress.samples import (
     from_domains,
     load_data,
 )
+from onnxpress.sources import sources_of
 from onnxpress.state import State
 from onnxpress.step import matches
 from onnxpress.verify import draws
@@ -89,7 +90,10 @@ def samples_of(job: Job, inputs: Sequence[InputSpec]) -> Samples:
         judge = None if job.judge is None else load_data(job.judge, inputs, shapes)
         data = load_data(job.data, inputs, shapes)
         labels = None if job.labels is None else read_labels(job.labels, count(data))
-        return from_data(data, job.seed, sequence=job.sequence, judge=judge, labels=labels)
+        sources = None if job.sequence else sources_of(job.sources, data, count(data))
+        return from_data(
+            data, job.seed, sequence=job.sequence, sources=sources, judge=judge, labels=labels
+        )
     if job.judge is not None:
         raise MisuseError("--judge goes with --data; from a domain the judge draws its own inputs")
     if not job.domain:

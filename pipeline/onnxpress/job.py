@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from onnxpress.pattern import Pattern
 from onnxpress.require import parse_requirements
+from onnxpress.sources import AUTO, NONE
 from onnxpress.step import Step
 from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
@@ -42,6 +43,9 @@ class Job:
         shape: sizes of inputs the model leaves open.
         judge: inputs for the verdict alone.
         sequence: whether neighbouring samples of the data belong together.
+        sources: which samples of the data are of one source and go to one set: a file as
+            ``labels.read_labels`` reads them, ``none``, or ``auto``, which looks whether every so
+            many samples are alike.
         recipe: the steps, those of ``default_plan()`` unless given; or ``"smallest"``, which packs
             and chooses how values are stored, for the smallest file within the tolerance; or
             ``"fastest"``, which removes units or lets rows share their columns, whichever
@@ -81,6 +85,7 @@ class Job:
     shape: tuple[str, ...] = ()
     judge: Path | None = None
     sequence: bool = False
+    sources: str = AUTO
     recipe: Step | BuiltIn | None = None
     pattern: str = "none"
     values: Values = "fp32"
@@ -134,6 +139,12 @@ def check_job(job: Job) -> None:
             f"such as `store: {{values: {job.values}}}`"
         )
     parse_requirements(job.require)
+    if job.sources not in (AUTO, NONE) and (job.data is None or job.sequence):
+        raise MisuseError(
+            "--sources says which samples of --data belong together"
+            + (", and --sequence that neighbours do; give one of them" if job.sequence else "")
+            + ("; give --data as well" if job.data is None else "")
+        )
     if job.labels is not None and job.data is None:
         raise MisuseError("--labels says what is right for each sample of --data; give both")
     if job.sparsity is not None and not 0 < job.sparsity < 1:

@@ -21,6 +21,7 @@ from onnxpress.require import parse_requirements, timed
 from onnxpress.samples import Arrays, count, from_data, from_domains, load_data, marks_of
 from onnxpress.search import bound_of, margin_of
 from onnxpress.shrinking import Slim, imported, slimmed
+from onnxpress.sources import sources_of
 from onnxpress.trace import Stored, Trace, digest_of, load_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
 from onnxpress.weighing import weigh
@@ -253,7 +254,9 @@ def _samples(job: PickJob, trace: Trace, inputs: Sequence[InputSpec]) -> Arrays:
         arrays: Arrays = load_data(job.judge, inputs, shapes)
     elif job.data is not None:
         data = load_data(job.data, inputs, shapes)
-        arrays = from_data(data, seed, sequence=trace.origin.sequence).judge
+        origin = trace.origin
+        sources = None if origin.sequence else sources_of(origin.sources, data, count(data))
+        arrays = from_data(data, seed, sequence=origin.sequence, sources=sources).judge
     else:
         raise no_domain_error(inputs, str(job.trace), command="pick")
     seen = sum(mark in trace.seen for mark in marks_of(arrays))

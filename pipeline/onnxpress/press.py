@@ -341,6 +341,7 @@ def _origin(
         embeddings=job.embeddings,
         related=problem.related,
         sequence=job.sequence,
+        sources=job.sources,
         samples=(len(problem.fit[0]), len(problem.choose[0])),
         free=tuple(sorted(state.free)),
     )
@@ -367,6 +368,8 @@ def _notes(problem: Problem, samples: Samples, last: _Judged) -> tuple[str, ...]
         )
     if told := told_of(last.candidate.state.storage):
         notes.append(told)
+    if samples.sources:
+        notes.append(samples.sources)
     if samples.duplicates:
         notes.append(f"{samples.duplicates} samples of the data repeat another one")
     unused = count(samples.fit) - len(problem.fit[0])

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnxpress.arrays import read_arrays
 from onnxpress.domain import Domain
 from onnxpress.inputs import Shape, fits, listed
+from onnxpress.sources import Sources
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.specs import InputSpec, batched_first, kind, whole_range
 
@@ -43,6 +44,8 @@ class Samples:
         duplicates: how many samples of the data were exact repeats of another one.
         labels: of fit and of choose, sample by sample; None where there are none. The judge needs
             none: it measures the distance between two models.
+        sources: how many sources there are and where they went, in words; empty where each sample
+            is one, as far as known.
     """
 
     fit: Arrays
@@ -50,6 +53,7 @@ class Samples:
     judge: Arrays
     duplicates: int = 0
     labels: tuple[Array, Array] | None = None
+    sources: str = ""
 
 
 def count(arrays: Arrays) -> int:
@@ -79,19 +83,23 @@ def from_data(
     seed: int,
     *,
     sequence: bool = False,
+    sources: Sources | None = None,
     judge: Arrays | None = None,
     labels: Array | None = None,
 ) -> Samples:
     """Share data out: 60 % to fit, 20 % to choose, 20 % to judge.
 
-    Exact repeats of a sample go to the same set, together. Where the order must be kept, repeats
-    are left out of the earlier sets instead, so that the judge sees its block as it is.
+    Exact repeats of a sample go to the same set, together, and so do all samples of a source. Where
+    the order must be kept, repeats are left out of the earlier sets instead, so that the judge sees
+    its block as it is.
 
     Args:
         arrays: by input ``[samples, *feed shape]``, as ``load_data`` gives them.
         seed: 0 or more; the same one gives the same sets.
         sequence: neighbours are alike (frames, a time series): take contiguous blocks in the order
             of the data, the judge's last, instead of shuffling.
+        sources: of the samples; the judge sees sources that nothing was fitted on or chosen with,
+            and choose others than fit where there are three or more.
         judge: samples for the judge from elsewhere; ``arrays`` is then shared out between fit and
             choose 3 to 1, without what the judge sees.
         labels: ``[samples, ...]``, one for each; they go where their samples go.
@@ -104,15 +112,30 @@ def from_data(
     seen = set(theirs)
     duplicates = len(marks) + len(theirs) - len({*marks, *seen})
     kept = np.flatnonzero([mark not in seen for mark in marks])
-    shares = SHARES if judge is None else SHARES[:2]
-    split = _blocks if sequence else _shuffled
-    chosen = [kept[places] for places in split([marks[i] for i in kept], shares, seed)]
-    _check_enough([{marks[i] for i in places} for places in chosen], judge is None)
-    fit, choose, *rest = ({n: a[places] for n, a in arrays.items()} for places in chosen)
+    left = [marks[place] for place in kept]
+    needed = FEWEST if judge is None else FEWEST[:2]
+    shares = SHARES[: len(needed)]
+    parts = None
+    if sources is not None:
+        parts = _by_source(sources.of[kept], left, shares, seed)
+        if not sources.given and (parts is None or _lacking(parts, left, needed)):
+            parts = sources = None  # what was only found does not stand in the way
+        elif parts is None:
+            raise MisuseError(
+                "every source of the data has samples of another one in it, exactly repeated; take "
+                "them out, or share samples out at random with --sources none"
+            )
+    if parts is None:
+        parts = (_blocks if sequence else _shuffled)(left, shares, seed)
+    if lacking := _lacking(parts, left, needed):
+        raise MisuseError(lacking if sources is None else f"with sources kept together {lacking}")
     if judge is not None:
         _check_judge(seen)
+    chosen = [kept[places] for places in parts]
+    fit, choose, *rest = ({n: a[places] for n, a in arrays.items()} for places in chosen)
     beside = None if labels is None else (labels[chosen[0]], labels[chosen[1]])
-    return Samples(fit, choose, judge if judge is not None else rest[0], duplicates, beside)
+    told = "" if sources is None else _told(sources, chosen)
+    return Samples(fit, choose, judge if judge is not None else rest[0], duplicates, beside, told)
 
 
 def load_data(
@@ -210,6 +233,54 @@ def _shuffled(marks: Sequence[bytes], shares: tuple[int, ...], seed: int) -> lis
     ]
 
 
+def _by_source(
+    of: Array, marks: Sequence[bytes], shares: tuple[int, ...], seed: int
+) -> list[Array] | None:
+    """Share places out at random, those of a source together, and with them what repeats them.
+
+    Each set gets its share of the sources, one at least. Of two for three sets, the judge gets one,
+    and fit and choose share the other. None where repeats of samples make all sources one.
+    """
+    joined = _joined(of, marks)
+    rng = _generator(seed, 0)
+    groups = [np.flatnonzero(joined == name) for name in rng.permutation(np.unique(joined))]
+    if len(groups) < 2:
+        return None
+    if len(groups) < len(shares):
+        inside, alone = groups
+        within = _shuffled([marks[int(place)] for place in inside], shares[:2], seed)
+        return [*(inside[places] for places in within), alone]
+    wanted = [max(1, size) for size in _sizes(len(groups), shares)]
+    wanted[0] = len(groups) - sum(wanted[1:])
+    dealt: list[list[Array]] = [[] for _ in shares]
+    for group in sorted(groups, key=len, reverse=True):
+        missing = [1 - len(have) / want for have, want in zip(dealt, wanted, strict=True)]
+        dealt[missing.index(max(missing))].append(group)
+    return [rng.permutation(np.concatenate(part)) for part in dealt]
+
+
+def _joined(of: Array, marks: Sequence[bytes]) -> Array:
+    """Make sources one that have a sample in common."""
+    joined = of.copy()
+    first: dict[bytes, int] = {}
+    for place, mark in enumerate(marks):
+        other = first.setdefault(mark, place)
+        if joined[other] != joined[place]:
+            joined[joined == joined[place]] = joined[other]
+    return joined
+
+
+def _told(sources: Sources, chosen: Sequence[Array]) -> str:
+    """Say where the sources went."""
+    counts = [len(set(sources.of[places].tolist())) for places in chosen]
+    uses = zip(counts, ("to fit", "to choose", "to judge on"), strict=False)
+    parts = [f"{number} {use}" for number, use in uses]
+    return (
+        f"the samples come from {sources.count} sources ({sources.told}): "
+        f"{', '.join(parts[:-1])} and {parts[-1]}"
+    )
+
+
 def _blocks(marks: Sequence[bytes], shares: tuple[int, ...], seed: int) -> list[Array]:
     """Cut places in blocks, in their order; a block leaves out what a later one has too."""
     del seed  # the order of the data decides
@@ -223,23 +294,25 @@ def _blocks(marks: Sequence[bytes], shares: tuple[int, ...], seed: int) -> list[
     return blocks
 
 
-def _check_enough(found: Sequence[set[bytes]], with_judge: bool) -> None:
-    """Refuse sets with too few different samples."""
-    needed = FEWEST if with_judge else FEWEST[:2]
+def _lacking(parts: Sequence[Array], marks: Sequence[bytes], needed: tuple[int, ...]) -> str:
+    """Say what is wrong with sets of too few different samples; empty where nothing is."""
+    found = [{marks[place] for place in places} for places in parts]
     names = ("fit", "choose", "judge")
     total = sum(map(len, found))
-    parts = ", ".join(f"{need} to {name}" for need, name in zip(needed, names, strict=False))
+    words = ", ".join(f"{need} to {name}" for need, name in zip(needed, names, strict=False))
     if total < sum(needed):
-        raise MisuseError(
-            f"the data has {total} different samples{'' if with_judge else ' beside the judge'}; "
-            f"at least {sum(needed)} are needed ({parts})"
+        return (
+            f"the data has {total} different samples"
+            f"{'' if len(needed) == len(FEWEST) else ' beside the judge'}; "
+            f"at least {sum(needed)} are needed ({words})"
         )
     for have, need, name in zip(found, needed, names, strict=False):
         if len(have) < need:
-            raise MisuseError(
+            return (
                 f"exact repeats leave {len(have)} different samples to {name} on, which needs "
                 f"{need}; give data with fewer repeats"
             )
+    return ""
 
 
 def _check_judge(found: set[bytes]) -> None:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from onnxpress import __version__
+from onnxpress.sources import NONE
 from onnxpress_adapters.errors import ExportError, MisuseError
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.weights import WeightKey
@@ -60,6 +61,7 @@ class Origin:
         embeddings: whether tables counted as prunable.
         related: whether its inputs came from data, not from a domain.
         sequence: whether the data was shared out in blocks.
+        sources: which samples went together.
         samples: how many it fitted on and chose with.
         free: the weights that could change.
     """
@@ -77,6 +79,7 @@ class Origin:
     sequence: bool
     samples: tuple[int, int]
     free: tuple[WeightKey, ...]
+    sources: str = NONE  # as were files of before
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,15 @@ For example:
 )
 @click.option("--judge", type=FILE, metavar="PATH", help="Other inputs for the verdict, like DATA.")
 @click.option("--sequence", is_flag=True, help="The data is a sequence: share it out in blocks.")
+@click.option(
+    "--sources",
+    default="auto",
+    show_default=True,
+    metavar="FILE|auto|none",
+    help="Samples of one source (crops of a photograph, pieces of a recording) stay together, so "
+    "that others judge than those pressed with: a .npy, .npz or .csv with the source's number for "
+    "each sample; or auto, where every so many samples are alike.",
+)
 @promise_options
 @click.option(
     "--recipe",
