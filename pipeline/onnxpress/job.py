@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from onnxpress.pattern import Pattern
 from onnxpress.require import parse_requirements
-from onnxpress.sources import AUTO, NONE
+from onnxpress.sources import AUTO, Said
 from onnxpress.step import Step
 from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
@@ -85,7 +85,7 @@ class Job:
     shape: tuple[str, ...] = ()
     judge: Path | None = None
     sequence: bool = False
-    sources: str = AUTO
+    sources: Said = AUTO
     recipe: Step | BuiltIn | None = None
     pattern: str = "none"
     values: Values = "fp32"
@@ -139,7 +139,7 @@ def check_job(job: Job) -> None:
             f"such as `store: {{values: {job.values}}}`"
         )
     parse_requirements(job.require)
-    if job.sources not in (AUTO, NONE) and (job.data is None or job.sequence):
+    if isinstance(job.sources, Path) and (job.data is None or job.sequence):
         raise MisuseError(
             "--sources says which samples of --data belong together"
             + (", and --sequence that neighbours do; give one of them" if job.sequence else "")

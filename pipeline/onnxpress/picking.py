@@ -21,7 +21,7 @@ from onnxpress.require import parse_requirements, timed
 from onnxpress.samples import Arrays, count, from_data, from_domains, load_data, marks_of
 from onnxpress.search import bound_of, margin_of
 from onnxpress.shrinking import Slim, imported, slimmed
-from onnxpress.sources import sources_of
+from onnxpress.sources import said_as, sources_of
 from onnxpress.trace import Stored, Trace, digest_of, load_trace
 from onnxpress.verify import Judgement, draws, judge, read_tolerance
 from onnxpress.weighing import weigh
@@ -255,7 +255,9 @@ def _samples(job: PickJob, trace: Trace, inputs: Sequence[InputSpec]) -> Arrays:
     elif job.data is not None:
         data = load_data(job.data, inputs, shapes)
         origin = trace.origin
-        sources = None if origin.sequence else sources_of(origin.sources, data, count(data))
+        sources = (
+            None if origin.sequence else sources_of(said_as(origin.sources), data, count(data))
+        )
         arrays = from_data(data, seed, sequence=origin.sequence, sources=sources).judge
     else:
         raise no_domain_error(inputs, str(job.trace), command="pick")

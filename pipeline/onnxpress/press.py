@@ -341,7 +341,7 @@ def _origin(
         embeddings=job.embeddings,
         related=problem.related,
         sequence=job.sequence,
-        sources=job.sources,
+        sources=str(job.sources),
         samples=(len(problem.fit[0]), len(problem.choose[0])),
         free=tuple(sorted(state.free)),
     )

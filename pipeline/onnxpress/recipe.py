@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -369,7 +369,9 @@ def _setting(value: Any, hint: Any, place: str, folder: Path) -> Any:
     """Read one setting the way the flag of that name would be read."""
     kinds = {hint, *get_args(hint)}
     if Path in kinds and value is not None:
-        return folder / _checked(value, str, place)
+        text = _checked(value, str, place)
+        words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        return text if text in words else folder / text
     if hint == tuple[str, ...]:
         texts = [str(item) for item in (value if isinstance(value, list) else [value])]
         return (

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,11 @@ from onnxpress_adapters.errors import MisuseError
 Arrays = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float64]
 
-AUTO, NONE = "auto", "none"
+Said = Path | Literal["auto", "none"]
+"""What a call says: a file, or whether to look for rounds."""
+
+AUTO: Final = "auto"
+NONE: Final = "none"
 
 MOST_SAMPLES = 1024
 MOST_VALUES = 65536
@@ -41,6 +45,9 @@ have .2 to .8; samples of one class, which may go round as well, .89 (digits, sm
 
 EQUAL = 1.02
 """Distance of two places as a share of that within them, up to which they are one source."""
+
+AS_GOOD = 0.1
+"""Share of what the best length of a round gains that a shorter one may lack."""
 
 ROUNDING = 1e-6
 """Of a distance in units of spread, by the way it is computed."""
@@ -66,11 +73,22 @@ class Sources:
         return int(self.of.max()) + 1
 
 
-def sources_of(said: str, data: Arrays, samples: int) -> Sources | None:
+def said_as(text: str) -> Said:
+    """Read what a flag or a trace says.
+
+    >>> said_as("auto"), said_as("patients.csv").name
+    ('auto', 'patients.csv')
+    """
+    words: dict[str, Said] = {AUTO: AUTO, NONE: NONE}
+    return words.get(text, Path(text))
+
+
+def sources_of(said: Said, data: Arrays, samples: int) -> Sources | None:
     """Read or find the sources of samples.
 
     Args:
-        said: ``auto``, ``none``, or a file with a number for each sample, as ``labels`` reads them.
+        said: ``auto`` to look for a round, ``none``, or a file with a number for each sample, as
+            ``labels.read_labels`` reads them.
         data: by input ``[samples, *feed shape]``.
         samples: how many there are.
 
@@ -80,11 +98,9 @@ def sources_of(said: str, data: Arrays, samples: int) -> Sources | None:
     Raises:
         MisuseError: the file cannot be read, or names a single source.
     """
-    if said == NONE:
-        return None
-    if said == AUTO:
-        return round_of(data)
-    numbers = read_labels(Path(said), samples, what=SOURCES)
+    if not isinstance(said, Path):
+        return round_of(data) if said == AUTO else None
+    numbers = read_labels(said, samples, what=SOURCES)
     if numbers.ndim > 1:
         raise MisuseError(f"{said} has {numbers.shape[1]} numbers for each sample; a source is one")
     of = np.unique(numbers, return_inverse=True)[1].astype(np.int64)
@@ -174,19 +190,23 @@ def _channels(array: NDArray[Any]) -> list[NDArray[Any]]:
 
 
 def _best_round(apart: Floats) -> tuple[int, float]:
-    """Give the length of a round whose places are most alike, and within as a share of between."""
+    """Give the length of a round whose places are most alike, and within as a share of between.
+
+    Of a length and its multiples, which are rounds as well, the shortest.
+    """
     samples = len(apart)
     lags = np.array([np.trace(apart, lag) for lag in range(1, samples)])
     pairs = np.arange(samples - 1, 0, -1)
-    best, least = 1, np.inf
-    for length in range(2, samples // FEWEST_EACH + 1):
+    lengths = np.arange(2, samples // FEWEST_EACH + 1)
+    ratios = np.ones(len(lengths))
+    for place, length in enumerate(lengths):
         inside = slice(length - 1, None, length)
         within, count = lags[inside].sum(), pairs[inside].sum()
         outside = (lags.sum() - within) / (pairs.sum() - count)
-        ratio = within / count / outside if outside > 0 else 1.0
-        if ratio < least - 1e-9:
-            best, least = length, float(ratio)
-    return best, float(least)
+        ratios[place] = within / count / outside if outside > 0 else 1.0
+    least = ratios.min()
+    best = int(np.argmax(ratios <= least + AS_GOOD * (1 - least)))
+    return int(lengths[best]), float(ratios[best])
 
 
 def _merged(apart: Floats, length: int) -> NDArray[np.int64]:

@@ -71,9 +71,9 @@ def test_every_flag_reaches_the_job(jobs: Calls, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     words = (
         "--tolerance 1% --sparsity 90% --data d.npz --domain x=ball:1 --domain y=ball:2 "
-        "--shape x=1,2 --judge j.npz --sequence --output a --output b=2% --flips 0.5% "
-        "--form sparse --device cpu --include a* --include b* --exclude c* --effort best "
-        "--time 10m --seed 7 --require size=-50%"
+        "--shape x=1,2 --judge j.npz --sequence --sources s.csv --output a --output b=2% "
+        "--flips 0.5% --form sparse --device cpu --include a* --include b* --exclude c* "
+        "--effort best --time 10m --seed 7 --require size=-50%"
     )
     result = call("compress", "in.onnx", out, "--recipe", recipe, *words.split())
     assert result.exit_code == 0, result.output
@@ -88,6 +88,7 @@ def test_every_flag_reaches_the_job(jobs: Calls, tmp_path: Path) -> None:
             shape=("x=1,2",),
             judge=Path("j.npz"),
             sequence=True,
+            sources=Path("s.csv"),
             recipe=Chain((Magnitude(sparsity=0.5),)),
             output=("a", "b=2%"),
             flips="0.5%",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxpress.labels import read_labels
+from onnxpress.labels import SOURCES, read_labels
 from onnxpress_adapters.errors import MisuseError
 
 
@@ -99,3 +99,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "l.txt"
     text.write_text("1\n")
     assert "is not a file onnxpress reads labels from; give a .npy" in refusal(text)
+
+
+def test_sources_are_read_alike_and_called_by_their_name(tmp_path: Path) -> None:
+    path = tmp_path / "s.npz"
+    np.savez(path, sources=[4, 4, 9], labels=[0, 1, 0])
+    assert read_labels(path, 3, SOURCES).tolist() == [4, 4, 9]
+    with pytest.raises(MisuseError, match="has 3 sources and the data 5 samples; give one for"):
+        read_labels(path, 5, SOURCES)
+    (tmp_path / "s.csv").write_text("patient\n1\nsmith\n2\n")
+    with pytest.raises(MisuseError, match="line 3: 'smith' is no number; number the sources from"):
+        read_labels(tmp_path / "s.csv", 3, SOURCES)

@@ -274,6 +274,22 @@ def test_the_judge_sees_what_the_run_never_saw(run: Job, data: Path, sequence: b
     )
 
 
+def test_the_judge_of_a_pick_sees_the_same_source(run: Job, tmp_path: Path) -> None:
+    data, sources = tmp_path / "d.npz", tmp_path / "s.npy"
+    rng = np.random.default_rng(0)
+    np.savez(data, x=(rng.normal(size=(120, 16)) + np.tile([0, 3, 7], 40)[:, None]).astype("f4"))
+    np.save(sources, np.repeat(np.arange(4), 30))
+    for said, judge in (("auto", 40), (sources, 30), ("none", 24)):
+        ran = replace(run, domain=(), data=data, sources=said, tolerance="900%")
+        report = compress(ran)
+        assert ran.trace is not None
+        assert load_trace(ran.trace).origin.sources == str(said)
+        assert [report.samples.judge, pick(picked(ran)).samples.judge] == [judge, judge]
+        assert any("sources" in note for note in report.notes) == (said != "none")
+    edited(ran.trace, lambda read: read["origin"].pop("sources"))  # as files of before
+    assert pick(picked(ran)).samples.judge == 24
+
+
 def test_other_samples_to_judge_on(run: Job, data: Path, tmp_path: Path) -> None:
     judge = tmp_path / "judge.npz"
     np.savez(judge, x=np.random.default_rng(1).normal(size=(50, 16)).astype(np.float32))

@@ -209,6 +209,7 @@ def test_settings_are_those_of_a_job(tmp_path: Path) -> None:
         include: conv*
         output: [logits=2%]
         sequence: true
+        sources: sources.csv
         seed: 3
         effort: quick
         require: size=-50%
@@ -228,11 +229,17 @@ def test_settings_are_those_of_a_job(tmp_path: Path) -> None:
         "include": ("conv*",),
         "output": ("logits=2%",),
         "sequence": True,
+        "sources": tmp_path / "sources.csv",
         "seed": 3,
         "effort": "quick",
         "require": ("size=-50%",),
         "report": tmp_path / "r.html",
     }
+
+
+@pytest.mark.parametrize("word", ["auto", "none"])
+def test_a_word_in_the_place_of_a_file_stays_a_word(tmp_path: Path, word: str) -> None:
+    assert read(tmp_path, f"sources: {word}").settings == {"sources": word}
 
 
 def test_n_of_m_is_no_time_of_day(tmp_path: Path) -> None:

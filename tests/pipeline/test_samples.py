@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from onnxpress.domain import Box, Domain, Tokens
 from onnxpress.samples import Samples, count, from_data, from_domains, load_data
+from onnxpress.sources import Sources
 from onnxpress_adapters.errors import MisuseError
 from onnxpress_adapters.specs import InputSpec
 
@@ -364,3 +365,75 @@ def test_labels_go_where_their_samples_go(sequence: bool) -> None:
         [7 * x for x in fit],
         [7 * x for x in choose],
     ]
+
+
+# Sources
+
+
+def by_source(of: list[int], *, given: bool = True) -> Sources:
+    return Sources(np.asarray(of), "as a test says", given=given)
+
+
+def sources_in(samples: Samples, of: list[int]) -> list[set[int]]:
+    return [{of[place] for place in part} for part in parts(samples)]
+
+
+def test_the_judge_sees_a_source_nothing_was_fitted_on() -> None:
+    of = [place % 6 for place in range(120)]
+    samples = from_data(numbered(120), seed=0, sources=by_source(of))
+    fit, choose, judge = sources_in(samples, of)
+    assert [len(each) for each in (fit, choose, judge)] == [4, 1, 1]
+    assert fit | choose | judge == set(range(6))
+    assert [count(part) for part in (samples.fit, samples.choose, samples.judge)] == [80, 20, 20]
+    assert samples.sources == (
+        "the samples come from 6 sources (as a test says): 4 to fit, 1 to choose and 1 to judge on"
+    )
+    other = [from_data(numbered(120), seed=s, sources=by_source(of)) for s in range(1, 6)]
+    assert any(sources_in(each, of)[2] != judge for each in other)
+
+
+@pytest.mark.parametrize(
+    ("sources", "shares"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (50, [30, 10, 10])]
+)
+def test_each_set_gets_its_share_of_the_sources(sources: int, shares: list[int]) -> None:
+    of = [place % sources for place in range(200)]
+    samples = from_data(numbered(200), seed=3, sources=by_source(of))
+    assert [len(each) for each in sources_in(samples, of)] == shares
+
+
+def test_of_two_sources_the_judge_has_one() -> None:
+    of = [place % 2 for place in range(40)]
+    samples = from_data(numbered(40), seed=0, sources=by_source(of))
+    fit, choose, judge = sources_in(samples, of)
+    assert fit == choose == {0, 1} - judge
+    assert [count(part) for part in (samples.fit, samples.choose, samples.judge)] == [15, 5, 20]
+
+
+def test_sources_beside_a_judge_from_elsewhere() -> None:
+    of = [place % 2 for place in range(40)]
+    samples = from_data(numbered(40), seed=0, sources=by_source(of), judge=numbered(3))
+    assert len(set.intersection(*sources_in(samples, of)[:2])) == 0
+    assert samples.sources.endswith(": 1 to fit and 1 to choose")
+
+
+def test_sources_with_a_sample_in_common_are_one() -> None:
+    arrays, of = numbered(60), [place % 6 for place in range(60)]
+    arrays["x"][6] = arrays["x"][1]  # of source 0, and now also of source 1
+    samples = from_data(arrays, seed=0, sources=by_source(of))
+    sets = [{of[place] for place in part if place != 1} for part in parts(samples)]
+    assert sum(1 in each for each in sets) == 1
+    assert [0 in each for each in sets] == [1 in each for each in sets]
+
+
+def test_sources_that_cannot_be_kept_apart() -> None:
+    arrays, of = numbered(60), [0] * 30 + [1] * 30
+    arrays["x"][30] = arrays["x"][0]
+    with pytest.raises(MisuseError, match="every source of the data has samples of another one"):
+        from_data(arrays, seed=0, sources=by_source(of))
+    of = [0] * 58 + [1] * 2
+    with pytest.raises(MisuseError, match="with sources kept together exact repeats leave 2"):
+        from_data(numbered(60), seed=0, sources=by_source(of))
+    # What was only found does not stand in the way.
+    samples = from_data(numbered(60), seed=0, sources=by_source(of, given=False))
+    assert parts(samples) == parts(from_data(numbered(60), seed=0))
+    assert samples.sources == ""

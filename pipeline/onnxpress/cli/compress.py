@@ -25,7 +25,15 @@ from onnxpress_adapters.errors import MisuseError
 
 if TYPE_CHECKING:
     from onnxpress.job import BuiltIn, Job
+    from onnxpress.sources import Said
     from onnxpress.step import Chain
+
+
+def _said(ctx: click.Context, param: click.Parameter, value: str) -> Said:
+    """Read ``--sources``."""
+    from onnxpress.sources import said_as
+
+    return said_as(value)
 
 
 @click.command(
@@ -62,6 +70,7 @@ For example:
 @click.option(
     "--sources",
     default="auto",
+    callback=_said,
     show_default=True,
     metavar="FILE|auto|none",
     help="Samples of one source (crops of a photograph, pieces of a recording) stay together, so "
