@@ -13,8 +13,9 @@ from checkout import ROOT
 from onnxpress import Chain, load_recipe
 from onnxpress.candidates import MOST_JUDGED
 from onnxpress.cli import main
+from onnxpress.problem import RESERVE
 from onnxpress.recipe import STEPS
-from onnxpress.search import RESERVE, Search
+from onnxpress.search import Search
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)

@@ -14,7 +14,7 @@ from onnxpress.domain import no_domain_error, parse_domains
 from onnxpress.inputs import parse_shapes
 from onnxpress.job import EFFORTS, Job
 from onnxpress.labels import read_labels
-from onnxpress.problem import Problem, Progress, Tolerance
+from onnxpress.problem import FEW_RESERVE, RESERVE, SURE, Problem, Progress, Tolerance
 from onnxpress.samples import (
     Arrays,
     Samples,
@@ -147,10 +147,17 @@ def problem_of(
         device=device,
         seed=job.seed,
         effort=effort,
-        related=job.data is not None,
+        share=_share(job, samples),
         labels=labels,
         progress=progress,
     )
+
+
+def _share(job: Job, samples: Samples) -> float:
+    """Say how much of the tolerance a search may use."""
+    if job.data is None:
+        return SURE
+    return FEW_RESERVE if samples.sources is not None and samples.sources.few else RESERVE
 
 
 def _tensors(arrays: Arrays, names: Sequence[str], most: int) -> list[torch.Tensor]:

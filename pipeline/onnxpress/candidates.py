@@ -16,7 +16,6 @@ from onnxpress.search import (
     Search,
     best_of,
     expected,
-    margin_of,
     measured,
     tolerance_of,
     tried,
@@ -122,7 +121,7 @@ def hunt(
     floor = 0.0 if sparsity is None else over_free(state, sparsity)
     if problem.tolerance is None:
         return [_alone(fix(plan.final, floor), floor, state, problem, show)]
-    margin = margin_of(problem.related)
+    margin = problem.share
     search = rough_search(plan, problem, floor, deadline)
     finish = _Finish(plan, replace(search, margin=margin), state, problem, deadline)
     points = list(known)
@@ -151,7 +150,7 @@ def rough_search(plan: Plan, problem: Problem, floor: float, deadline: float | N
         floor: the least sparsity over the free weights.
         deadline: a moment of ``time.monotonic`` for everything; None for none.
     """
-    margin = margin_of(problem.related)
+    margin = problem.share
     if not plan.is_staged:
         return Search(plan.rough, floor=floor, margin=margin, deadline=deadline)
     # Rough candidates go as far as the final one may aim, but not beyond the tolerance.

@@ -19,7 +19,7 @@ from onnxpress.provenance import Provenance
 from onnxpress.report import Closest, CurvePoint, Report, SampleCounts
 from onnxpress.require import parse_requirements, timed
 from onnxpress.samples import Arrays, count, from_data, from_domains, load_data, marks_of
-from onnxpress.search import bound_of, margin_of
+from onnxpress.search import bound_of
 from onnxpress.shrinking import Slim, imported, slimmed
 from onnxpress.sources import said_as, sources_of
 from onnxpress.trace import Stored, Trace, digest_of, load_trace
@@ -278,9 +278,9 @@ def _order(trace: Trace, tolerance: Tolerance | None, sparsity: float | None) ->
         return [min(places, key=lambda place: abs(stored[place].sparsity - sparsity))]
     if tolerance is None:
         return []
-    related = trace.origin.related
-    limit = tolerance.value * margin_of(related)
-    bounds = [bound_of(each.distance or 0.0, each.bound, related) for each in stored]
+    share = trace.origin.share
+    limit = tolerance.value * share
+    bounds = [bound_of(each.distance or 0.0, each.bound, share) for each in stored]
     within = [place for place in reversed(places) if bounds[place] <= limit]
     return within[:MOST_JUDGED] or [min(places, key=lambda place: bounds[place])]
 

@@ -188,7 +188,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
         origin = _origin(job, model, problem, samples, state, plan.final)
         seen = [mark for part in (samples.fit, samples.choose) for mark in marks_of(part)]
         taken = save_trace(
-            job.trace, origin, points, problem.reference, seen if problem.related else ()
+            job.trace, origin, points, problem.reference, () if job.data is None else seen
         )
         many = "1 candidate" if len(points) == 1 else f"{len(points)} candidates"
         notes.append(f"{job.trace} keeps {many} for `onnxpress pick` ({taken:,} bytes)")
@@ -339,7 +339,7 @@ def _origin(
         output=job.output,
         flips=job.flips,
         embeddings=job.embeddings,
-        related=problem.related,
+        share=problem.share,
         sequence=job.sequence,
         sources=str(job.sources),
         samples=(len(problem.fit[0]), len(problem.choose[0])),
@@ -368,8 +368,8 @@ def _notes(problem: Problem, samples: Samples, last: _Judged) -> tuple[str, ...]
         )
     if told := told_of(last.candidate.state.storage):
         notes.append(told)
-    if samples.sources:
-        notes.append(samples.sources)
+    if samples.sources is not None:
+        notes.append(str(samples.sources))
     if samples.duplicates:
         notes.append(f"{samples.duplicates} samples of the data repeat another one")
     unused = count(samples.fit) - len(problem.fit[0])

@@ -32,6 +32,38 @@ SHARES = (3, 1, 1)
 FEWEST = (9, 3, 3)
 """The fewest different samples each of them can work with."""
 
+FEW = 4
+"""Sources below which a set of held-out ones says little of how others differ."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Where sources went, a line of the report as text.
+
+    Attributes:
+        total: how many there are.
+        counts: in fit, in choose and, where it is of the same data, in judge.
+        told: how they are known, in words.
+    """
+
+    total: int
+    counts: tuple[int, ...]
+    told: str
+
+    @property
+    def few(self) -> bool:
+        """Whether those held out are too few to show how sources differ."""
+        return min(self.counts[1:]) < FEW
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        uses = zip(self.counts, ("to fit", "to choose", "to judge on"), strict=False)
+        parts = [f"{number} {use}" for number, use in uses]
+        return (
+            f"the samples come from {self.total} sources ({self.told}): "
+            f"{', '.join(parts[:-1])} and {parts[-1]}"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -44,8 +76,8 @@ class Samples:
         duplicates: how many samples of the data were exact repeats of another one.
         labels: of fit and of choose, sample by sample; None where there are none. The judge needs
             none: it measures the distance between two models.
-        sources: how many sources there are and where they went, in words; empty where each sample
-            is one, as far as known.
+        sources: how many there are and where they went; None where each sample is one, as far as
+            known.
     """
 
     fit: Arrays
@@ -53,7 +85,7 @@ class Samples:
     judge: Arrays
     duplicates: int = 0
     labels: tuple[Array, Array] | None = None
-    sources: str = ""
+    sources: Shared | None = None
 
 
 def count(arrays: Arrays) -> int:
@@ -134,8 +166,11 @@ def from_data(
     chosen = [kept[places] for places in parts]
     fit, choose, *rest = ({n: a[places] for n, a in arrays.items()} for places in chosen)
     beside = None if labels is None else (labels[chosen[0]], labels[chosen[1]])
-    told = "" if sources is None else _told(sources, chosen)
-    return Samples(fit, choose, judge if judge is not None else rest[0], duplicates, beside, told)
+    shared = None
+    if sources is not None:
+        counts = [len(set(sources.of[places].tolist())) for places in chosen]
+        shared = Shared(sources.count, tuple(counts), sources.told)
+    return Samples(fit, choose, judge if judge is not None else rest[0], duplicates, beside, shared)
 
 
 def load_data(
@@ -268,17 +303,6 @@ def _joined(of: Array, marks: Sequence[bytes]) -> Array:
         if joined[other] != joined[place]:
             joined[joined == joined[place]] = joined[other]
     return joined
-
-
-def _told(sources: Sources, chosen: Sequence[Array]) -> str:
-    """Say where the sources went."""
-    counts = [len(set(sources.of[places].tolist())) for places in chosen]
-    uses = zip(counts, ("to fit", "to choose", "to judge on"), strict=False)
-    parts = [f"{number} {use}" for number, use in uses]
-    return (
-        f"the samples come from {sources.count} sources ({sources.told}): "
-        f"{', '.join(parts[:-1])} and {parts[-1]}"
-    )
 
 
 def _blocks(marks: Sequence[bytes], shares: tuple[int, ...], seed: int) -> list[Array]:

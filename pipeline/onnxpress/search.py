@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from onnxpress.objective import objective_of
-from onnxpress.problem import silent
+from onnxpress.problem import SURE, silent
 from onnxpress.step import Step, checked, fix, is_open
 from onnxpress_adapters.errors import MisuseError, SparsityError, StepError
 
@@ -42,18 +42,6 @@ INTERRUPTED = "interrupted: this is the best that was found until then"
 
 NOTHING = 1e-6
 """Share of the tolerance below which d counts as none; it may be exactly zero."""
-
-
-SURE = 0.9
-"""Share of the tolerance an upper bound may use: the judge draws other samples."""
-
-RESERVE = 0.6
-"""Share of the tolerance used where data, not a domain, says what matters.
-
-Samples of a data set are related: crops of one photograph, chunks of one recording. Held-out ones
-are then closer to the fitted ones than new inputs will be. Over the zoo, d on inputs from other
-sources was up to 1.6 times d on held-out ones, where it was not another kind of input altogether.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,27 +256,22 @@ def measured(sparsity: float, state: State, steps: Step, problem: Problem) -> Po
     note = f"sparsity {sparsity:.4f}: d {value:.3g}, at most {upper:.3g} on choose"
     # Rare inputs that move far may all lie in the fit set; the judge will have some of its own.
     bound = max(upper, fitted) if isfinite(upper) else inf
-    aimed = bound_of(value, bound, problem.related)
+    aimed = bound_of(value, bound, problem.share)
     return Point(sparsity, state.noted(note), steps, value, bound, fitted=fitted, aimed=aimed)
 
 
-def bound_of(distance: float, upper: float, related: bool) -> float:
-    """Give what has to stay within the share of a tolerance that ``margin_of`` gives.
+def bound_of(distance: float, upper: float, share: float) -> float:
+    """Give what has to stay within a share of a tolerance.
 
     For independent draws that is the upper bound. Samples of a data set are related, and new ones
-    may lie further off: that moves the mean, and the mean has to stay within the smaller share. How
+    may lie further off: that moves the mean, and the mean has to stay within a smaller share. How
     unsure the mean is, is what the judge will see as well, and no more is kept back for that than
     with draws: or a few inputs that move far would count twice.
 
-    >>> bound_of(0.006, 0.0066, related=True), round(bound_of(0.003, 0.009, related=True), 6)
+    >>> bound_of(0.006, 0.0066, 0.6), round(bound_of(0.003, 0.009, 0.6), 6)
     (0.006, 0.006)
     """
-    return max(distance, upper * RESERVE / SURE) if related else upper
-
-
-def margin_of(related: bool) -> float:
-    """Give the share of the tolerance a candidate's bound may use."""
-    return RESERVE if related else SURE
+    return max(distance, upper * share / SURE)
 
 
 def tolerance_of(problem: Problem) -> float:

@@ -24,7 +24,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from onnxpress import __version__
-from onnxpress.sources import NONE
 from onnxpress_adapters.errors import ExportError, MisuseError
 from onnxpress_adapters.tensors import every_tensor
 from onnxpress_adapters.weights import WeightKey
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     from onnxpress.search import Point
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a file of before could be misread."""
 
 ENTRY = "onnxpress_trace"
@@ -59,7 +58,7 @@ class Origin:
         output: outputs that counted.
         flips: the largest share of changed answers.
         embeddings: whether tables counted as prunable.
-        related: whether its inputs came from data, not from a domain.
+        share: of the tolerance that the search used.
         sequence: whether the data was shared out in blocks.
         sources: which samples went together.
         samples: how many it fitted on and chose with.
@@ -75,11 +74,11 @@ class Origin:
     output: tuple[str, ...]
     flips: str | None
     embeddings: bool
-    related: bool
+    share: float
     sequence: bool
+    sources: str
     samples: tuple[int, int]
     free: tuple[WeightKey, ...]
-    sources: str = NONE  # as were files of before
 
 
 @dataclass(frozen=True)

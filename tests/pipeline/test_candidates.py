@@ -26,8 +26,8 @@ from onnxpress.plans import (
     GAIN,
     Plan,
 )
-from onnxpress.problem import Problem
-from onnxpress.search import INTERRUPTED, RESERVE, Search, tolerance_of, tried
+from onnxpress.problem import FEW_RESERVE, RESERVE, SURE, Problem
+from onnxpress.search import INTERRUPTED, Search, tolerance_of, tried
 from onnxpress.state import State
 from onnxpress.step import Best, Chain, Only
 from onnxpress.steps.magnitude import Magnitude
@@ -133,12 +133,13 @@ def test_no_candidate_is_judged_twice() -> None:
 def test_related_samples_leave_a_reserve() -> None:
     law = power(0.7, 3.5)
     asked = []
-    for related in (False, True):
+    for share in (SURE, RESERVE, FEW_RESERVE):
         case, judge = plain_case(), Judge([1.0])
-        problem = replace(case.problem, related=related)
+        problem = replace(case.problem, share=share)
         hunt(Plan.of(Fake(law)), case.state, problem, judge)
         asked.append(law(judge.sparsities[0]))
-    assert asked[0] > RESERVE * tolerance_of(case.problem) >= asked[1]
+    tolerance = tolerance_of(case.problem)
+    assert asked[0] > RESERVE * tolerance >= asked[1] > FEW_RESERVE * tolerance >= asked[2]
 
 
 def test_with_a_tolerance_a_sparsity_is_the_least_to_accept() -> None:

@@ -385,7 +385,9 @@ def test_the_judge_sees_a_source_nothing_was_fitted_on() -> None:
     assert [len(each) for each in (fit, choose, judge)] == [4, 1, 1]
     assert fit | choose | judge == set(range(6))
     assert [count(part) for part in (samples.fit, samples.choose, samples.judge)] == [80, 20, 20]
-    assert samples.sources == (
+    assert samples.sources is not None
+    assert samples.sources.few
+    assert str(samples.sources) == (
         "the samples come from 6 sources (as a test says): 4 to fit, 1 to choose and 1 to judge on"
     )
     other = [from_data(numbered(120), seed=s, sources=by_source(of)) for s in range(1, 6)]
@@ -399,6 +401,8 @@ def test_each_set_gets_its_share_of_the_sources(sources: int, shares: list[int])
     of = [place % sources for place in range(200)]
     samples = from_data(numbered(200), seed=3, sources=by_source(of))
     assert [len(each) for each in sources_in(samples, of)] == shares
+    assert samples.sources is not None
+    assert samples.sources.few == (sources < 20)
 
 
 def test_of_two_sources_the_judge_has_one() -> None:
@@ -413,7 +417,7 @@ def test_sources_beside_a_judge_from_elsewhere() -> None:
     of = [place % 2 for place in range(40)]
     samples = from_data(numbered(40), seed=0, sources=by_source(of), judge=numbered(3))
     assert len(set.intersection(*sources_in(samples, of)[:2])) == 0
-    assert samples.sources.endswith(": 1 to fit and 1 to choose")
+    assert str(samples.sources).endswith(": 1 to fit and 1 to choose")
 
 
 def test_sources_with_a_sample_in_common_are_one() -> None:
@@ -436,4 +440,4 @@ def test_sources_that_cannot_be_kept_apart() -> None:
     # What was only found does not stand in the way.
     samples = from_data(numbered(60), seed=0, sources=by_source(of, given=False))
     assert parts(samples) == parts(from_data(numbered(60), seed=0))
-    assert samples.sources == ""
+    assert samples.sources is None

@@ -17,6 +17,7 @@ from models import Case, case_of, key, two_headed_model
 from onnxpress import __version__, beginning
 from onnxpress.job import Job
 from onnxpress.press import compress
+from onnxpress.problem import RESERVE, SURE
 from onnxpress.search import Point, tried
 from onnxpress.step import Chain
 from onnxpress.steps.magnitude import Magnitude
@@ -43,8 +44,9 @@ def origin(case: Case) -> Origin:
         output=("a", "b=2%"),
         flips=None,
         embeddings=False,
-        related=True,
+        share=0.6,
         sequence=False,
+        sources="auto",
         samples=(60, 20),
         free=(WeightKey(("If[0].then_branch",), "v/w"), key("w")),
     )
@@ -379,7 +381,7 @@ def test_compress_keeps_every_candidate(job: Job) -> None:
     assert max(one.bound for one in trace.candidates) > 2 * 0.9 * 0.2
     run = trace.origin
     assert (run.model, run.seed, run.tolerance, run.effort) == (str(job.model), 3, "20%", "quick")
-    assert (run.related, run.sequence, run.embeddings, run.output) == (False, False, False, ())
+    assert (run.share, run.sequence, run.embeddings, run.output) == (SURE, False, False, ())
     assert run.digest == digest_of(read_model(job.model))
     assert run.samples == (report.samples.fit, report.samples.choose)
     assert run.free == (key("w1"), key("w2"))
@@ -418,7 +420,7 @@ def test_samples_of_data_are_remembered(job: Job, tmp_path: Path) -> None:
     compress(replace(job, domain=(), data=data, tolerance="100%"))
     trace = kept(job)
     assert len(trace.seen) == 80
-    assert trace.origin.related
+    assert trace.origin.share == RESERVE
 
 
 class Interrupting(Magnitude):
