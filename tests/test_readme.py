@@ -13,8 +13,9 @@ from checkout import ROOT
 from onnxpress import Chain, load_recipe
 from onnxpress.candidates import MOST_JUDGED
 from onnxpress.cli import main
-from onnxpress.problem import RESERVE
+from onnxpress.problem import FEW_RESERVE, RESERVE
 from onnxpress.recipe import STEPS
+from onnxpress.samples import FEW
 from onnxpress.search import Search
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,6 +78,8 @@ def test_the_python_is_python_and_fits_the_library() -> None:
 def test_what_the_verdict_rests_on_is_true() -> None:
     prose = " ".join(README.split())
     assert f"only {100 * RESERVE:.0f} % of the tolerance" in prose
+    assert f"({100 * FEW_RESERVE:.0f} % where fewer than four sources are held out" in prose
+    assert FEW == 4
     assert f"it uses {100 * Search.margin:.0f} %" in prose
     assert {3: "three"}[MOST_JUDGED] + " candidates at most" in prose
 

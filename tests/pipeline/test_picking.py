@@ -167,7 +167,7 @@ def test_with_data_the_reserve_of_the_run_holds(run: Job, tmp_path: Path) -> Non
 def mistaken(read: dict[str, Any]) -> None:
     """Let the search have believed that nothing costs anything."""
     for candidate in read["candidates"]:
-        candidate["upper"] = 0.0
+        candidate["distance"] = candidate["upper"] = 0.0
 
 
 def test_where_the_best_is_outside_the_next_less_sparse_one_is_tried(run: Job) -> None:
