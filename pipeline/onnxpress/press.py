@@ -30,7 +30,7 @@ from onnxpress.samples import (
     marks_of,
 )
 from onnxpress.search import Point
-from onnxpress.shrinking import Slim, slimmed, subject_of, wants_groups, with_groups
+from onnxpress.shrinking import Slim, merged, slimmed, subject_of, wants_groups, with_groups
 from onnxpress.smallest import at_least, choose, storages_for
 from onnxpress.state import State
 from onnxpress.step import Chain, Step, is_open
@@ -178,7 +178,7 @@ def compress(job: Job, progress: Progress = silent) -> Report:
     last = min(judged, key=lambda one: one.judgement.rank)
     if job.recipe == FASTEST and not last.is_faster:
         kept = Candidate(state, Chain(()), (KEPT,))
-        last = _judged(job, model, problem, samples, kept)
+        last = _judged(job, model, problem, samples, kept, as_it_is=True)
     report = _report(job, model, problem, samples, judged, last)
     if report.exit_code == 0:
         progress("writing", 1.0, str(job.target))
@@ -238,11 +238,17 @@ def _plan(job: Job, problem: Problem, *, searched: bool) -> Plan:
 
 
 def _judged(
-    job: Job, model: ModelProto, problem: Problem, samples: Samples, candidate: Candidate
+    job: Job,
+    model: ModelProto,
+    problem: Problem,
+    samples: Samples,
+    candidate: Candidate,
+    *,
+    as_it_is: bool = False,
 ) -> _Judged:
     """Make the file's model and let onnxruntime judge it."""
     problem.progress("judging", 0.95, f"sparsity {candidate.state.sparsity:.3f} in onnxruntime")
-    slim, made = _made(job, model, problem, candidate.state)
+    slim, made = _made(job, model, problem, candidate.state, as_it_is=as_it_is)
     patched = made(freeze=job.frozen)
     judgement = judge(model, patched.model, samples.judge, problem.tolerance, job.seed)
     latency = None
@@ -257,13 +263,18 @@ def _judged(
 
 
 def _made(
-    job: Job, model: ModelProto, problem: Problem, state: State
+    job: Job, model: ModelProto, problem: Problem, state: State, *, as_it_is: bool = False
 ) -> tuple[Slim, Callable[..., Patched]]:
-    """Give what a state puts into which model, and what writes it there."""
+    """Give what a state puts into which model, and what writes it there.
+
+    For the fastest file products with nothing between them are merged, unless all is to stay.
+    """
     slim = Slim(model, changed_by(state, job, model, problem), state.storage)
     if (subject := subject_of(model, problem)) is not None:
         supports = {key: state.weights[key].support for key in state.free}
         slim = slimmed(subject, supports, slim.changed, state.storage)
+    if job.recipe == FASTEST and not as_it_is:
+        slim = merged(slim, sparse=job.form == "gathered")
     return slim, partial(patch, slim.model, slim.changed, job.written, slim.storage)
 
 

@@ -18,6 +18,7 @@ from onnxpress_adapters.groups_find import find_groups
 from onnxpress_adapters.network import import_network
 from onnxpress_adapters.walk import constants
 from onnxpress_adapters.weights import WeightKey
+from onnxpress_exporters.merge import merge
 from onnxpress_exporters.shrink import Subject, shrink
 from onnxpress_exporters.values import Scaled, Storage
 
@@ -118,6 +119,23 @@ def slimmed(
     left, units = groups.units - int(found.removed.sum()), groups.units
     note = f"{left:,} of {units:,} units are left; the others are no longer in the file"
     return Slim(found.model, kept, cut, (note,))
+
+
+def merged(slim: Slim, *, sparse: bool) -> Slim:
+    """Let products with nothing between them be one, where that is less to multiply.
+
+    Args:
+        slim: what would be written; its weights are floating-point ones.
+        sparse: whether only nonzeros are multiplied with, as by gathered weights.
+    """
+    found = merge(slim.model, slim.changed, sparse=sparse)
+    if not found.count:
+        return slim
+    note = (
+        f"{found.count} products with nothing between them and the next one became one with it; "
+        "the table has those that are left, in their new shapes"
+    )
+    return Slim(found.model, found.changed, slim.storage, (*slim.notes, note))
 
 
 def _dead(groups: Groups, supports: Mapping[WeightKey, Tensor]) -> np.ndarray:
