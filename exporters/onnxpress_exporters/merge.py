@@ -8,12 +8,14 @@ computed in float64 and rounded once, so the file answers as before up to roundi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
 from onnxpress_adapters.walk import STANDARD_DOMAINS
 from onnxpress_adapters.weights import WeightKey
 from onnxpress_exporters.settable import settable
@@ -75,7 +77,9 @@ class _Product:
         return any(each.name == "transB" and each.i for each in self.node.attribute)
 
 
-def merge(model: ModelProto, changed: Changed, *, sparse: bool = False) -> Merged:
+def merge(
+    model: ModelProto, changed: Changed, *, sparse: bool = False, freeze: bool = False
+) -> Merged:
     """Merge products of the main graph where that takes no more time.
 
     A pair is merged where each weight and bias is an initializer that no caller may set, and only
@@ -85,27 +89,25 @@ def merge(model: ModelProto, changed: Changed, *, sparse: bool = False) -> Merge
         model: dense; untouched.
         changed: new values of its constants, in their shapes.
         sparse: whether only nonzeros are multiplied with, as by gathered weights.
+        freeze: whether no constant stays one that a caller may set; those merged no longer are.
     """
-    copy, values = ModelProto(), dict(changed)
-    count = 0
-    while True:
-        pair = _best_pair(copy if count else model, values, sparse)
-        if pair is None:
-            return Merged(copy if count else model, values, count)
-        if not count:
-            copy.CopyFrom(model)
-            pair = _best_pair(copy, values, sparse)
-            assert pair is not None
-        _join(copy.graph, values, *pair)
+    held = frozenset() if freeze else frozenset(settable(model))
+    if _best_pair(model, changed, held, sparse) is None:
+        return Merged(model, changed, 0)
+    copy, values, count = ModelProto(), dict(changed), 0
+    copy.CopyFrom(model)
+    while (pair := _best_pair(copy, values, held, sparse)) is not None:
+        _join(copy, values, *pair)
         count += 1
+    return Merged(copy, values, count)
 
 
 def _best_pair(
-    model: ModelProto, changed: Changed, sparse: bool
+    model: ModelProto, changed: Changed, held: Collection[str], sparse: bool
 ) -> tuple[_Product, _Product] | None:
     """Find the pair whose merging saves most; None where each would cost."""
     graph = model.graph
-    products = {each.node.input[0]: each for each in _products(model, changed)}
+    products = {each.node.input[0]: each for each in _products(graph, changed, held)}
     given = Counter(_read_names(graph))
     best, most = None, -NODES_WORTH
     for first in products.values():
@@ -114,7 +116,7 @@ def _best_pair(
         if second is None or given[made] != 1 or first.weight.dtype != second.weight.dtype:
             continue
         if first.bias is not None and second.bias is None:
-            continue
+            continue  # there is nowhere to put it
         both = sum(_work(each.weight, sparse) for each in (first, second))
         saved = both - first.weight.shape[0] * second.weight.shape[1]
         if saved >= most:
@@ -126,9 +128,8 @@ def _work(weight: np.ndarray, sparse: bool) -> int:
     return int(np.count_nonzero(weight)) if sparse else weight.size
 
 
-def _products(model: ModelProto, changed: Changed) -> Iterator[_Product]:
-    """Find the products with constants."""
-    graph, held = model.graph, settable(model)
+def _products(graph: GraphProto, changed: Changed, held: Collection[str]) -> Iterator[_Product]:
+    """Find the products with constants that are not held."""
     read = Counter(_read_names(graph))
     free = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in held}
 
@@ -183,51 +184,58 @@ def _read_names(graph: GraphProto) -> Iterator[str]:
 
 
 def _join(
-    graph: GraphProto, changed: dict[WeightKey, np.ndarray], first: _Product, second: _Product
+    model: ModelProto, changed: dict[WeightKey, np.ndarray], first: _Product, second: _Product
 ) -> None:
     """Let the second product do the work of both, in place."""
-    kind = second.weight.dtype
+    graph, kind = model.graph, second.weight.dtype
     wide, behind = first.weight.astype(np.float64), second.weight.astype(np.float64)
     weight = (wide @ behind).astype(kind)
-    _put(graph, changed, second.node, 1, weight.T if second.is_turned else weight)
+    _put(model, changed, second.node, 1, weight.T if second.is_turned else weight)
     if first.bias is not None and second.bias is not None:
         bias = (first.bias.astype(np.float64) @ behind + second.bias).astype(kind)
-        _put(graph, changed, *second.biased, bias)
+        _put(model, changed, *second.biased, bias)
     second.node.input[0] = first.node.input[0]
     nodes = [first.node, *([first.added] if first.added is not None else [])]
-    made = {second.node.output[0], *(node.output[0] for node in nodes)}
+    made = {second.node.output[0], *(node.output[0] for node in nodes)} - {second.last.output[0]}
+    node, slot = first.biased
+    old = {first.node.input[1], *node.input[slot : slot + 1]}
     for node in nodes:
         graph.node.remove(node)
-    for place in reversed(range(len(graph.value_info))):
-        if graph.value_info[place].name in made:
-            del graph.value_info[place]
-    read = set(_read_names(graph))
-    node, slot = first.biased
-    for name in {first.node.input[1], *node.input[slot : slot + 1]} - read:
+    _remove(graph.value_info, made)
+    for name in old - set(_read_names(graph)):
         _drop(graph, changed, name)
 
 
 def _put(
-    graph: GraphProto,
+    model: ModelProto,
     changed: dict[WeightKey, np.ndarray],
     node: NodeProto,
     slot: int,
     array: np.ndarray,
 ) -> None:
     """Give a node another constant, under the name of the old one if nothing else reads that."""
-    name = node.input[slot]
+    graph, name = model.graph, node.input[slot]
     if Counter(_read_names(graph))[name] > 1:
         name = Names(graph).fresh(f"{name}_merged")
         node.input[slot] = name
     else:
         _drop(graph, changed, name)
-    whole = np.ascontiguousarray(array)
-    graph.initializer.append(numpy_helper.from_array(whole, name))
-    changed[WeightKey((), name)] = whole
+    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    graph.initializer.append(tensor)
+    if model.ir_version < FREE_INITIALIZERS:
+        told = helper.make_tensor_value_info(name, tensor.data_type, array.shape)
+        graph.input.append(told)
+    changed[WeightKey((), name)] = np.ascontiguousarray(array)
 
 
 def _drop(graph: GraphProto, changed: dict[WeightKey, np.ndarray], name: str) -> None:
-    for place in reversed(range(len(graph.initializer))):
-        if graph.initializer[place].name == name:
-            del graph.initializer[place]
+    """Take a constant out, and out of the inputs where it is listed as one."""
+    _remove(graph.initializer, {name})
+    _remove(graph.input, {name})
     changed.pop(WeightKey((), name), None)
+
+
+def _remove(field: Any, names: Collection[str]) -> None:
+    for place in reversed(range(len(field))):
+        if field[place].name in names:
+            del field[place]

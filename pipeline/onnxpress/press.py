@@ -274,7 +274,7 @@ def _made(
         supports = {key: state.weights[key].support for key in state.free}
         slim = slimmed(subject, supports, slim.changed, state.storage)
     if job.recipe == FASTEST and not as_it_is:
-        slim = merged(slim, sparse=job.form == "gathered")
+        slim = merged(slim, sparse=job.form == "gathered", freeze=job.frozen)
     return slim, partial(patch, slim.model, slim.changed, job.written, slim.storage)
 
 

@@ -131,7 +131,7 @@ def from_data(
         sequence: neighbours are alike (frames, a time series): take contiguous blocks in the order
             of the data, the judge's last, instead of shuffling.
         sources: of the samples; the judge sees sources that nothing was fitted on or chosen with,
-            and choose others than fit where there are three or more.
+            and choose others than fit where there are five or more.
         judge: samples for the judge from elsewhere; ``arrays`` is then shared out between fit and
             choose 3 to 1, without what the judge sees.
         labels: ``[samples, ...]``, one for each; they go where their samples go.
@@ -273,20 +273,20 @@ def _by_source(
 ) -> list[Array] | None:
     """Share places out at random, those of a source together, and with them what repeats them.
 
-    Each set gets its share of the sources, one at least. Of two for three sets, the judge gets one,
-    and fit and choose share the other. None where repeats of samples make all sources one.
+    Each set gets its share of the sources. Where they are too few for that, the judge gets one, and
+    fit and choose share the others. None where repeats of samples make all sources one.
     """
     joined = _joined(of, marks)
     rng = _generator(seed, 0)
     groups = [np.flatnonzero(joined == name) for name in rng.permutation(np.unique(joined))]
     if len(groups) < 2:
         return None
-    if len(groups) < len(shares):
-        inside, alone = groups
+    if len(groups) < sum(shares):
+        alone = groups[-1:] if len(shares) == len(SHARES) else []
+        inside = np.concatenate(groups[: len(groups) - len(alone)])
         within = _shuffled([marks[int(place)] for place in inside], shares[:2], seed)
-        return [*(inside[places] for places in within), alone]
-    wanted = [max(1, size) for size in _sizes(len(groups), shares)]
-    wanted[0] = len(groups) - sum(wanted[1:])
+        return [*(inside[places] for places in within), *alone]
+    wanted = _sizes(len(groups), shares)
     dealt: list[list[Array]] = [[] for _ in shares]
     for group in sorted(groups, key=len, reverse=True):
         missing = [1 - len(have) / want for have, want in zip(dealt, wanted, strict=True)]

@@ -121,20 +121,19 @@ def slimmed(
     return Slim(found.model, kept, cut, (note,))
 
 
-def merged(slim: Slim, *, sparse: bool) -> Slim:
+def merged(slim: Slim, *, sparse: bool, freeze: bool) -> Slim:
     """Let products with nothing between them be one, where that is less to multiply.
 
     Args:
         slim: what would be written; its weights are floating-point ones.
         sparse: whether only nonzeros are multiplied with, as by gathered weights.
+        freeze: whether no constant stays one that a caller may set.
     """
-    found = merge(slim.model, slim.changed, sparse=sparse)
+    found = merge(slim.model, slim.changed, sparse=sparse, freeze=freeze)
     if not found.count:
         return slim
-    note = (
-        f"{found.count} products with nothing between them and the next one became one with it; "
-        "the table has those that are left, in their new shapes"
-    )
+    many = "1 product has" if found.count == 1 else f"{found.count} products have"
+    note = f"{many} become one with the next, as there is nothing between the two"
     return Slim(found.model, found.changed, slim.storage, (*slim.notes, note))
 
 

@@ -173,6 +173,25 @@ def test_what_a_caller_may_set_stays() -> None:
         model = made(nodes, FOUR, inputs=(name,))
         found = merge(model, {})
         assert (found.count, found.model) == (0, model)
+        frozen = merge(model, {}, freeze=True)
+        onnx.checker.check_model(frozen.model, full_check=True)
+        assert frozen.count == 1
+        assert [value.name for value in frozen.model.graph.input] == ["x"]
+
+
+def test_a_file_that_lists_every_constant_goes_on_to_do_so() -> None:
+    nodes = [*dense(0, "x", "h"), *dense(1, "h", "y")]
+    model = made(nodes, FOUR, inputs=tuple(FOUR))
+    model.ir_version = 3
+    model.opset_import[0].version = 8
+    found = merge(model, {})
+    onnx.checker.check_model(found.model, full_check=True)
+    listed = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in found.model.graph.input[1:]
+    }
+    assert listed == {"w1": [6, 4], "b1": [4]}
+    np.testing.assert_allclose(answers(found.model)[0], answers(model)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_only_what_saves_time_is_merged() -> None:

@@ -129,6 +129,26 @@ def test_a_faster_file_is_written(job: Job, monkeypatch: pytest.MonkeyPatch) -> 
     assert any(note.startswith("tried units (sparsity 0.") for note in report.notes)
 
 
+def test_products_with_nothing_between_them_become_one(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = perceptron()
+    made.graph.node[3].input[0] = "h2"  # past the Relu
+    del made.graph.node[2]
+    job.model.write_bytes(made.SerializeToString())
+    monkeypatch.setattr(press, "timed", race(0.5))
+    report = compress(replace(job, tolerance="0.0001%"))
+    assert report.exit_code == 0
+    assert [node.op_type for node in read_model(job.target).graph.node] == ["MatMul", "Add"]
+    assert report.decision.relative[1] < 1e-9
+    told = "1 product has become one with the next, as there is nothing between the two"
+    assert told in report.notes
+    # Where that is no faster all stays as it was.
+    monkeypatch.setattr(press, "timed", race(1.1))
+    assert told not in compress(replace(job, tolerance="0.0001%")).notes
+    assert read_model(job.target).graph.node == made.graph.node
+
+
 @pytest.mark.parametrize("tolerance", ["60%", "0.0001%"])
 def test_where_nothing_is_faster_the_original_is_kept(
     job: Job, tolerance: str, monkeypatch: pytest.MonkeyPatch
