@@ -131,7 +131,7 @@ def from_data(
         sequence: neighbours are alike (frames, a time series): take contiguous blocks in the order
             of the data, the judge's last, instead of shuffling.
         sources: of the samples; the judge sees sources that nothing was fitted on or chosen with,
-            and choose others than fit where there are five or more.
+            and choose some that fit does not where there are five or more.
         judge: samples for the judge from elsewhere; ``arrays`` is then shared out between fit and
             choose 3 to 1, without what the judge sees.
         labels: ``[samples, ...]``, one for each; they go where their samples go.
@@ -273,8 +273,10 @@ def _by_source(
 ) -> list[Array] | None:
     """Share places out at random, those of a source together, and with them what repeats them.
 
-    Each set gets its share of the sources. Where they are too few for that, the judge gets one, and
-    fit and choose share the others. None where repeats of samples make all sources one.
+    Each set gets its share of the sources, and choose some samples of those to fit as well: one
+    photograph lies far off and the next one does not, so choose is to see many. Where sources are
+    too few for that, the judge gets one, and fit and choose share the others. None where repeats of
+    samples make all sources one.
     """
     joined = _joined(of, marks)
     rng = _generator(seed, 0)
@@ -291,7 +293,10 @@ def _by_source(
     for group in sorted(groups, key=len, reverse=True):
         missing = [1 - len(have) / want for have, want in zip(dealt, wanted, strict=True)]
         dealt[missing.index(max(missing))].append(group)
-    return [rng.permutation(np.concatenate(part)) for part in dealt]
+    parts = [rng.permutation(np.concatenate(part)) for part in dealt]
+    within = _shuffled([marks[int(place)] for place in parts[0]], shares[:2], seed)
+    fitted, seen = (parts[0][places] for places in within)
+    return [fitted, rng.permutation(np.concatenate((parts[1], seen))), *parts[2:]]
 
 
 def _joined(of: Array, marks: Sequence[bytes]) -> Array:
