@@ -222,7 +222,9 @@ class Shop:
             behind = row is None or any(line[-1] != "yes" for line in rivals(row, slower=1.0))
             cell = Cell(name, side, "latency")
             if behind and self.cache.get(cell) is None:
-                self.keep(cell, self.pressed(cell, times * least, ("--effort", "quick")))
+                # The rival holds nothing out, and what is compared here is no promise.
+                more = ("--effort", "quick", "--sources", "none")
+                self.keep(cell, self.pressed(cell, times * least, more))
 
     def moved(self, name: str) -> list[Mapping[str, Any]]:
         """Give what the rival's valid files that changed something are worth."""

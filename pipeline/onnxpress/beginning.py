@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from onnxpress.samples import (
     from_domains,
     load_data,
 )
-from onnxpress.sources import sources_of
+from onnxpress.sources import round_of, sources_of
 from onnxpress.state import State
 from onnxpress.step import matches
 from onnxpress.verify import draws
@@ -90,10 +91,13 @@ def samples_of(job: Job, inputs: Sequence[InputSpec]) -> Samples:
         judge = None if job.judge is None else load_data(job.judge, inputs, shapes)
         data = load_data(job.data, inputs, shapes)
         labels = None if job.labels is None else read_labels(job.labels, count(data))
-        sources = None if job.sequence else sources_of(job.sources, data, count(data))
-        return from_data(
+        sources = None if job.sequence else sources_of(job.kept_apart, data, count(data))
+        samples = from_data(
             data, job.seed, sequence=job.sequence, sources=sources, judge=judge, labels=labels
         )
+        if job.sequence or job.sources is not None or sources is not None:
+            return samples
+        return replace(samples, seen=round_of(data))
     if job.judge is not None:
         raise MisuseError("--judge goes with --data; from a domain the judge draws its own inputs")
     if not job.domain:

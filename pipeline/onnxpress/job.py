@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from onnxpress.pattern import Pattern
 from onnxpress.require import parse_requirements
-from onnxpress.sources import AUTO, Said
+from onnxpress.sources import AUTO, NONE, Said
 from onnxpress.step import Step
 from onnxpress.steps.store import Values
 from onnxpress_adapters.errors import MisuseError
@@ -45,7 +45,8 @@ class Job:
         sequence: whether neighbouring samples of the data belong together.
         sources: which samples of the data are of one source and go to one set: a file as
             ``labels.read_labels`` reads them, ``none``, or ``auto``, which looks whether every so
-            many samples are alike.
+            many samples are alike. None for what the recipe needs: ``"fastest"`` looks, as units
+            that leave take more with them than zeros do; else a report says what is found.
         recipe: the steps, those of ``default_plan()`` unless given; or ``"smallest"``, which packs
             and chooses how values are stored, for the smallest file within the tolerance; or
             ``"fastest"``, which removes units or lets rows share their columns, whichever
@@ -85,7 +86,7 @@ class Job:
     shape: tuple[str, ...] = ()
     judge: Path | None = None
     sequence: bool = False
-    sources: Said = AUTO
+    sources: Said | None = None
     recipe: Step | BuiltIn | None = None
     pattern: str = "none"
     values: Values = "fp32"
@@ -107,6 +108,13 @@ class Job:
     def written(self) -> Form:
         """The form of weights: the built-in recipe packs them."""
         return "packed" if self.recipe == SMALLEST else self.form
+
+    @property
+    def kept_apart(self) -> Said:
+        """Which samples go together."""
+        if self.sources is None:
+            return AUTO if self.recipe == FASTEST else NONE
+        return self.sources
 
     @property
     def frozen(self) -> bool:

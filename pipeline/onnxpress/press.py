@@ -352,7 +352,7 @@ def _origin(
         embeddings=job.embeddings,
         share=problem.share,
         sequence=job.sequence,
-        sources=str(job.sources),
+        sources=str(job.kept_apart),
         samples=(len(problem.fit[0]), len(problem.choose[0])),
         free=tuple(sorted(state.free)),
     )
@@ -381,6 +381,11 @@ def _notes(problem: Problem, samples: Samples, last: _Judged) -> tuple[str, ...]
         notes.append(told)
     if samples.sources is not None:
         notes.append(str(samples.sources))
+    if samples.seen is not None:
+        notes.append(
+            f"the samples seem to come from {samples.seen.count} sources ({samples.seen.told}), "
+            "and the judge sees the same ones; --sources auto lets it see others"
+        )
     if samples.duplicates:
         notes.append(f"{samples.duplicates} samples of the data repeat another one")
     unused = count(samples.fit) - len(problem.fit[0])

@@ -76,8 +76,8 @@ class Samples:
         duplicates: how many samples of the data were exact repeats of another one.
         labels: of fit and of choose, sample by sample; None where there are none. The judge needs
             none: it measures the distance between two models.
-        sources: how many there are and where they went; None where each sample is one, as far as
-            known.
+        sources: how many there are and where they went; None where each sample goes its own way.
+        seen: those that were found and not kept apart, as nobody asked for it.
     """
 
     fit: Arrays
@@ -86,6 +86,7 @@ class Samples:
     duplicates: int = 0
     labels: tuple[Array, Array] | None = None
     sources: Shared | None = None
+    seen: Sources | None = None
 
 
 def count(arrays: Arrays) -> int:
@@ -131,7 +132,7 @@ def from_data(
         sequence: neighbours are alike (frames, a time series): take contiguous blocks in the order
             of the data, the judge's last, instead of shuffling.
         sources: of the samples; the judge sees sources that nothing was fitted on or chosen with,
-            and choose some that fit does not where there are five or more.
+            and choose others than fit where there are three or more.
         judge: samples for the judge from elsewhere; ``arrays`` is then shared out between fit and
             choose 3 to 1, without what the judge sees.
         labels: ``[samples, ...]``, one for each; they go where their samples go.
@@ -273,30 +274,25 @@ def _by_source(
 ) -> list[Array] | None:
     """Share places out at random, those of a source together, and with them what repeats them.
 
-    Each set gets its share of the sources, and choose some samples of those to fit as well: one
-    photograph lies far off and the next one does not, so choose is to see many. Where sources are
-    too few for that, the judge gets one, and fit and choose share the others. None where repeats of
-    samples make all sources one.
+    Each set gets its share of the sources, one at least. Of two for three sets, the judge gets one,
+    and fit and choose share the other. None where repeats of samples make all sources one.
     """
     joined = _joined(of, marks)
     rng = _generator(seed, 0)
     groups = [np.flatnonzero(joined == name) for name in rng.permutation(np.unique(joined))]
     if len(groups) < 2:
         return None
-    if len(groups) < sum(shares):
-        alone = groups[-1:] if len(shares) == len(SHARES) else []
-        inside = np.concatenate(groups[: len(groups) - len(alone)])
+    if len(groups) < len(shares):
+        inside, alone = groups
         within = _shuffled([marks[int(place)] for place in inside], shares[:2], seed)
-        return [*(inside[places] for places in within), *alone]
-    wanted = _sizes(len(groups), shares)
+        return [*(inside[places] for places in within), alone]
+    wanted = [max(1, size) for size in _sizes(len(groups), shares)]
+    wanted[0] = len(groups) - sum(wanted[1:])
     dealt: list[list[Array]] = [[] for _ in shares]
     for group in sorted(groups, key=len, reverse=True):
         missing = [1 - len(have) / want for have, want in zip(dealt, wanted, strict=True)]
         dealt[missing.index(max(missing))].append(group)
-    parts = [rng.permutation(np.concatenate(part)) for part in dealt]
-    within = _shuffled([marks[int(place)] for place in parts[0]], shares[:2], seed)
-    fitted, seen = (parts[0][places] for places in within)
-    return [fitted, rng.permutation(np.concatenate((parts[1], seen))), *parts[2:]]
+    return [rng.permutation(np.concatenate(part)) for part in dealt]
 
 
 def _joined(of: Array, marks: Sequence[bytes]) -> Array:

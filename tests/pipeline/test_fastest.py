@@ -129,6 +129,18 @@ def test_a_faster_file_is_written(job: Job, monkeypatch: pytest.MonkeyPatch) -> 
     assert any(note.startswith("tried units (sparsity 0.") for note in report.notes)
 
 
+def test_sources_that_are_found_are_kept_apart(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(press, "timed", race(0.5))
+    x = np.random.default_rng(0).normal(size=(120, 16)) + np.tile([0, 3, 7], 40)[:, None]
+    np.savez(tmp_path / "d.npz", x=x.astype(np.float32))
+    report = compress(replace(job, data=tmp_path / "d.npz", domain=()))
+    assert report.samples.judge == 40
+    told = "(every 3 samples they come round): 1 to fit, 1 to choose and 1 to judge on"
+    assert any(note.endswith(told) for note in report.notes)
+
+
 def test_products_with_nothing_between_them_become_one(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -290,6 +290,21 @@ def test_the_judge_of_a_pick_sees_the_same_source(run: Job, tmp_path: Path) -> N
         assert any("sources" in note for note in report.notes) == (said != "none")
 
 
+def test_sources_nobody_asked_for_are_told(run: Job, tmp_path: Path) -> None:
+    data = tmp_path / "d.npz"
+    rng = np.random.default_rng(0)
+    np.savez(data, x=(rng.normal(size=(120, 16)) + np.tile([0, 3, 7], 40)[:, None]).astype("f4"))
+    run = replace(run, domain=(), data=data, tolerance="900%", trace=None)
+    told = (
+        "the samples seem to come from 3 sources (every 3 samples they come round), and the judge "
+        "sees the same ones; --sources auto lets it see others"
+    )
+    report = compress(run)
+    assert (told in report.notes, report.samples.judge) == (True, 24)
+    for quiet in (replace(run, sources="none"), replace(run, sequence=True)):
+        assert told not in compress(quiet).notes
+
+
 def test_other_samples_to_judge_on(run: Job, data: Path, tmp_path: Path) -> None:
     judge = tmp_path / "judge.npz"
     np.savez(judge, x=np.random.default_rng(1).normal(size=(50, 16)).astype(np.float32))

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from onnxpress.step import Chain
 
 
-def _said(ctx: click.Context, param: click.Parameter, value: str) -> Said:
+def _said(ctx: click.Context, param: click.Parameter, value: str | None) -> Said | None:
     """Read ``--sources``."""
     from onnxpress.sources import said_as
 
-    return said_as(value)
+    return None if value is None else said_as(value)
 
 
 @click.command(
@@ -69,13 +69,12 @@ For example:
 @click.option("--sequence", is_flag=True, help="The data is a sequence: share it out in blocks.")
 @click.option(
     "--sources",
-    default="auto",
     callback=_said,
-    show_default=True,
     metavar="FILE|auto|none",
     help="Samples of one source (crops of a photograph, pieces of a recording) stay together, so "
     "that others judge than those pressed with: a .npy, .npz or .csv with the source's number for "
-    "each sample; or auto, where every so many samples are alike.",
+    "each sample; or auto, which looks whether every so many samples are alike, and is the recipe "
+    "fastest's own choice.",
 )
 @promise_options
 @click.option(
