@@ -98,6 +98,21 @@ def test_a_chain_becomes_one() -> None:
     check_same(made(nodes, constants), count=2, left=["MatMul", "Add"])
 
 
+def test_a_bias_may_be_the_first_of_the_two_added() -> None:
+    nodes = [*dense(0, "x", "h"), *dense(1, "h", "y")]
+    for node in (nodes[1], nodes[3]):
+        node.input[:] = reversed(node.input)
+    check_same(made(nodes, FOUR), count=1, left=["MatMul", "Add"])
+
+
+def test_another_product_of_the_same_input_is_no_hindrance() -> None:
+    constants = {**FOUR, "w2": matrix(6, 4, 2), "b2": vector(4, 2)}
+    nodes = [*dense(0, "x", "h"), *dense(1, "h", "y"), *dense(2, "x", "z")]
+    left = ["MatMul", "Add"] * 2
+    check_same(made(nodes, constants, outputs=("y", "z")), count=1, left=left)
+    check_same(made(nodes[4:] + nodes[:4], constants, outputs=("y", "z")), count=1, left=left)
+
+
 def test_an_activation_keeps_products_apart() -> None:
     nodes = [*dense(0, "x", "h"), helper.make_node("Relu", ["h"], ["r"]), *dense(1, "r", "y")]
     check_same(made(nodes, FOUR), count=0, left=["MatMul", "Add", "Relu", "MatMul", "Add"])
