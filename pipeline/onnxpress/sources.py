@@ -30,7 +30,7 @@ AUTO: Final = "auto"
 NONE: Final = "none"
 
 MOST_SAMPLES = 1024
-MOST_VALUES = 65536
+MOST_VALUES = 16384
 """Samples, and values of a channel of each, that are looked at."""
 
 QUANTILES = 17
