@@ -126,8 +126,8 @@ def laid_out(found: Mapping[str, Mapping[str, Any] | None]) -> tuple[str, ...]:
         elif "distance" not in cell:
             cells += ["nothing written", "", ""]
         else:
-            told = (cell["sparsity"], cell["reported"], cell["distance"])
-            cells += [f"{told[0]:.1%}", f"{told[1]:.3%}", f"{told[2]:.3%}"]
+            gone = f"{cell['sparsity']:.1%}" if "sparsity" in cell else "-"
+            cells += [gone, f"{cell['reported']:.3%}", f"{cell['distance']:.3%}"]
     return (*cells, ", ".join(sorted({cell["revision"] for cell in found.values() if cell})))
 
 

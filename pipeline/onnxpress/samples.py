@@ -29,6 +29,9 @@ Arrays = Mapping[str, Array]
 SHARES = (3, 1, 1)
 """How data is shared out between fit, choose and judge."""
 
+COMMON = (6, 1, 1)
+"""Likewise samples of the sources that all of them see, where choose and judge have others too."""
+
 FEWEST = (9, 3, 3)
 """The fewest different samples each of them can work with."""
 
@@ -42,26 +45,26 @@ class Shared:
 
     Attributes:
         total: how many there are.
-        counts: in fit, in choose and, where it is of the same data, in judge.
+        alone: how many only choose has, and how many only judge has, where it is of the same data.
         told: how they are known, in words.
     """
 
     total: int
-    counts: tuple[int, ...]
+    alone: tuple[int, ...]
     told: str
 
     @property
     def few(self) -> bool:
         """Whether those held out are too few to show how sources differ."""
-        return min(self.counts[1:]) < FEW
+        return min(self.alone) < FEW
 
     def __str__(self) -> str:
         """Say it in a sentence."""
-        uses = zip(self.counts, ("to fit", "to choose", "to judge on"), strict=False)
-        parts = [f"{number} {use}" for number, use in uses]
+        uses = zip(self.alone, ("to choose with", "to judge on"), strict=False)
+        parts = [f"{number} only {use}" for number, use in uses if number]
         return (
-            f"the samples come from {self.total} sources ({self.told}): "
-            f"{', '.join(parts[:-1])} and {parts[-1]}"
+            f"the samples come from {self.total} sources ({self.told}): {', '.join(parts)}, and "
+            "samples of the others in each set"
         )
 
 
@@ -122,17 +125,16 @@ def from_data(
 ) -> Samples:
     """Share data out: 60 % to fit, 20 % to choose, 20 % to judge.
 
-    Exact repeats of a sample go to the same set, together, and so do all samples of a source. Where
-    the order must be kept, repeats are left out of the earlier sets instead, so that the judge sees
-    its block as it is.
+    Exact repeats of a sample go to the same set, together. Where the order must be kept, repeats
+    are left out of the earlier sets instead, so that the judge sees its block as it is.
 
     Args:
         arrays: by input ``[samples, *feed shape]``, as ``load_data`` gives them.
         seed: 0 or more; the same one gives the same sets.
         sequence: neighbours are alike (frames, a time series): take contiguous blocks in the order
             of the data, the judge's last, instead of shuffling.
-        sources: of the samples; the judge sees sources that nothing was fitted on or chosen with,
-            and choose others than fit where there are three or more.
+        sources: of the samples; the judge sees some that nothing was fitted on or chosen with, and
+            choose, where there are three or more, some that nothing was fitted on.
         judge: samples for the judge from elsewhere; ``arrays`` is then shared out between fit and
             choose 3 to 1, without what the judge sees.
         labels: ``[samples, ...]``, one for each; they go where their samples go.
@@ -161,7 +163,8 @@ def from_data(
     if parts is None:
         parts = (_blocks if sequence else _shuffled)(left, shares, seed)
     if lacking := _lacking(parts, left, needed):
-        raise MisuseError(lacking if sources is None else f"with sources kept together {lacking}")
+        apart = "" if sources is None else "; --sources none shares them out at random"
+        raise MisuseError(lacking + apart)
     if judge is not None:
         _check_judge(seen)
     chosen = [kept[places] for places in parts]
@@ -169,8 +172,9 @@ def from_data(
     beside = None if labels is None else (labels[chosen[0]], labels[chosen[1]])
     shared = None
     if sources is not None:
-        counts = [len(set(sources.of[places].tolist())) for places in chosen]
-        shared = Shared(sources.count, tuple(counts), sources.told)
+        first, *others = (set(sources.of[places].tolist()) for places in chosen)
+        alone = tuple(len(each - first) for each in others)
+        shared = Shared(sources.count, alone, sources.told)
     return Samples(fit, choose, judge if judge is not None else rest[0], duplicates, beside, shared)
 
 
@@ -272,27 +276,33 @@ def _shuffled(marks: Sequence[bytes], shares: tuple[int, ...], seed: int) -> lis
 def _by_source(
     of: Array, marks: Sequence[bytes], shares: tuple[int, ...], seed: int
 ) -> list[Array] | None:
-    """Share places out at random, those of a source together, and with them what repeats them.
+    """Share places out at random, with sources of its own for choose and for judge.
 
-    Each set gets its share of the sources, one at least. Of two for three sets, the judge gets one,
-    and fit and choose share the other. None where repeats of samples make all sources one.
+    Each of the two gets its share of the sources, one at least, and what repeats their samples; of
+    two sources for three sets the judge alone gets one. The others' samples are shared out between
+    all sets: one photograph lies far off and the next one does not, so that both are to see many.
+    None where repeats of samples make all sources one.
     """
     joined = _joined(of, marks)
     rng = _generator(seed, 0)
     groups = [np.flatnonzero(joined == name) for name in rng.permutation(np.unique(joined))]
     if len(groups) < 2:
         return None
+    own = [max(1, size) for size in _sizes(len(groups), shares)[1:]]
     if len(groups) < len(shares):
-        inside, alone = groups
-        within = _shuffled([marks[int(place)] for place in inside], shares[:2], seed)
-        return [*(inside[places] for places in within), alone]
-    wanted = [max(1, size) for size in _sizes(len(groups), shares)]
-    wanted[0] = len(groups) - sum(wanted[1:])
+        own[0] = 0
+    wanted = [len(groups) - sum(own), *own]
     dealt: list[list[Array]] = [[] for _ in shares]
     for group in sorted(groups, key=len, reverse=True):
-        missing = [1 - len(have) / want for have, want in zip(dealt, wanted, strict=True)]
+        missing = [1 - len(have) / (want or 1) for have, want in zip(dealt, wanted, strict=True)]
+        missing = [each if want else -1.0 for each, want in zip(missing, wanted, strict=True)]
         dealt[missing.index(max(missing))].append(group)
-    return [rng.permutation(np.concatenate(part)) for part in dealt]
+    common = np.concatenate(dealt[0])
+    within = _shuffled([marks[int(place)] for place in common], COMMON[: len(shares)], seed)
+    return [
+        rng.permutation(np.concatenate((common[places], *alone)))
+        for places, alone in zip(within, ([], *dealt[1:]), strict=True)
+    ]
 
 
 def _joined(of: Array, marks: Sequence[bytes]) -> Array:
@@ -334,8 +344,8 @@ def _lacking(parts: Sequence[Array], marks: Sequence[bytes], needed: tuple[int, 
     for have, need, name in zip(found, needed, names, strict=False):
         if len(have) < need:
             return (
-                f"exact repeats leave {len(have)} different samples to {name} on, which needs "
-                f"{need}; give data with fewer repeats"
+                f"exact repeats, or sources kept apart, leave {len(have)} different samples to "
+                f"{name} on, which needs {need}; give more data"
             )
     return ""
 

@@ -280,7 +280,7 @@ def test_the_judge_of_a_pick_sees_the_same_source(run: Job, tmp_path: Path) -> N
     rng = np.random.default_rng(0)
     np.savez(data, x=(rng.normal(size=(120, 16)) + np.tile([0, 3, 7], 40)[:, None]).astype("f4"))
     np.save(sources, np.repeat(np.arange(4), 30))
-    cases: list[tuple[Said, int]] = [("auto", 40), (sources, 30), ("none", 24)]
+    cases: list[tuple[Said, int]] = [("auto", 45), (sources, 37), ("none", 24)]
     for said, judge in cases:
         ran = replace(run, domain=(), data=data, sources=said, tolerance="900%")
         report = compress(ran)

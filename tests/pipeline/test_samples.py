@@ -325,7 +325,7 @@ def test_too_few_samples_beside_a_judge_are_refused() -> None:
 def test_repeats_that_starve_a_block_are_refused() -> None:
     arrays = numbered(100)
     arrays["x"][:55] = arrays["x"][99]
-    with pytest.raises(MisuseError, match="exact repeats leave 5 different samples to fit on"):
+    with pytest.raises(MisuseError, match="exact repeats.* leave 5 different samples to fit on"):
         from_data(arrays, seed=0, sequence=True)
 
 
@@ -378,20 +378,29 @@ def sources_in(samples: Samples, of: list[int]) -> list[set[int]]:
     return [{of[place] for place in part} for part in parts(samples)]
 
 
+def alone_in(samples: Samples, of: list[int]) -> list[set[int]]:
+    """Give the sources of fit, those only choose has, and those only judge has."""
+    fit, choose, judge = sources_in(samples, of)
+    return [fit, choose - fit, judge - fit]
+
+
 def test_the_judge_sees_a_source_nothing_was_fitted_on() -> None:
     of = [place % 6 for place in range(120)]
     samples = from_data(numbered(120), seed=0, sources=by_source(of))
-    fit, choose, judge = sources_in(samples, of)
+    fit, choose, judge = alone_in(samples, of)
     assert [len(each) for each in (fit, choose, judge)] == [4, 1, 1]
     assert fit | choose | judge == set(range(6))
-    assert [count(part) for part in (samples.fit, samples.choose, samples.judge)] == [80, 20, 20]
+    # And of the sources that are fitted on, each of them sees an eighth.
+    assert [count(part) for part in (samples.fit, samples.choose, samples.judge)] == [60, 30, 30]
+    assert sorted(place for part in parts(samples) for place in part) == list(range(120))
     assert samples.sources is not None
     assert samples.sources.few
     assert str(samples.sources) == (
-        "the samples come from 6 sources (as a test says): 4 to fit, 1 to choose and 1 to judge on"
+        "the samples come from 6 sources (as a test says): 1 only to choose with, 1 only to judge "
+        "on, and samples of the others in each set"
     )
     other = [from_data(numbered(120), seed=s, sources=by_source(of)) for s in range(1, 6)]
-    assert any(sources_in(each, of)[2] != judge for each in other)
+    assert any(alone_in(each, of)[2] != judge for each in other)
 
 
 @pytest.mark.parametrize(
@@ -400,33 +409,45 @@ def test_the_judge_sees_a_source_nothing_was_fitted_on() -> None:
 def test_each_set_gets_its_share_of_the_sources(sources: int, shares: list[int]) -> None:
     of = [place % sources for place in range(200)]
     samples = from_data(numbered(200), seed=3, sources=by_source(of))
-    assert [len(each) for each in sources_in(samples, of)] == shares
+    assert [len(each) for each in alone_in(samples, of)] == shares
     assert samples.sources is not None
     assert samples.sources.few == (sources < 20)
 
 
 def test_of_two_sources_the_judge_has_one() -> None:
-    of = [place % 2 for place in range(40)]
-    samples = from_data(numbered(40), seed=0, sources=by_source(of))
-    fit, choose, judge = sources_in(samples, of)
-    assert fit == choose == {0, 1} - judge
-    assert [count(part) for part in (samples.fit, samples.choose, samples.judge)] == [15, 5, 20]
+    of = [place % 2 for place in range(80)]
+    samples = from_data(numbered(80), seed=0, sources=by_source(of))
+    fit, choose, judge = alone_in(samples, of)
+    assert (len(fit), choose, judge) == (1, set(), {0, 1} - fit)
+    assert [count(part) for part in (samples.fit, samples.choose, samples.judge)] == [30, 5, 45]
+    assert "1 only to judge on, and samples of the others" in str(samples.sources)
+
+
+def test_a_large_source_is_fitted_on() -> None:
+    of = [0] * 60 + [1 + place % 4 for place in range(60)]
+    for seed in range(5):
+        samples = from_data(numbered(120), seed=seed, sources=by_source(of))
+        assert 0 in alone_in(samples, of)[0]
 
 
 def test_sources_beside_a_judge_from_elsewhere() -> None:
     of = [place % 2 for place in range(40)]
     samples = from_data(numbered(40), seed=0, sources=by_source(of), judge=numbered(3))
-    assert len(set.intersection(*sources_in(samples, of)[:2])) == 0
-    assert str(samples.sources).endswith(": 1 to fit and 1 to choose")
+    fit, choose, _ = sources_in(samples, of)
+    assert (len(fit), choose - fit) == (1, {0, 1} - fit)
+    assert str(samples.sources).endswith(
+        ": 1 only to choose with, and samples of the others in each set"
+    )
 
 
 def test_sources_with_a_sample_in_common_are_one() -> None:
     arrays, of = numbered(60), [place % 6 for place in range(60)]
     arrays["x"][6] = arrays["x"][1]  # of source 0, and now also of source 1
-    samples = from_data(arrays, seed=0, sources=by_source(of))
-    sets = [{of[place] for place in part if place != 1} for part in parts(samples)]
-    assert sum(1 in each for each in sets) == 1
-    assert [0 in each for each in sets] == [1 in each for each in sets]
+    of[6] = of[1]  # as what is read back says
+    samples = from_data(arrays, seed=0, sources=by_source([place % 6 for place in range(60)]))
+    fit, choose, judge = alone_in(samples, of)
+    for each in (fit, choose, judge):
+        assert (0 in each) == (1 in each)
 
 
 def test_sources_that_cannot_be_kept_apart() -> None:
@@ -434,10 +455,12 @@ def test_sources_that_cannot_be_kept_apart() -> None:
     arrays["x"][30] = arrays["x"][0]
     with pytest.raises(MisuseError, match="every source of the data has samples of another one"):
         from_data(arrays, seed=0, sources=by_source(of))
-    of = [0] * 58 + [1] * 2
-    with pytest.raises(MisuseError, match="with sources kept together exact repeats leave 2"):
-        from_data(numbered(60), seed=0, sources=by_source(of))
+    of = [0] * 12 + [1] * 6
+    with pytest.raises(
+        MisuseError, match=r"kept apart, leave 1 .* to choose on.*--sources none sh"
+    ):
+        from_data(numbered(18), seed=0, sources=by_source(of))
     # What was only found does not stand in the way.
-    samples = from_data(numbered(60), seed=0, sources=by_source(of, given=False))
-    assert parts(samples) == parts(from_data(numbered(60), seed=0))
+    samples = from_data(numbered(18), seed=0, sources=by_source(of, given=False))
+    assert parts(samples) == parts(from_data(numbered(18), seed=0))
     assert samples.sources is None

@@ -71,10 +71,9 @@ For example:
     "--sources",
     callback=_said,
     metavar="FILE|auto|none",
-    help="Samples of one source (crops of a photograph, pieces of a recording) stay together, so "
-    "that others judge than those pressed with: a .npy, .npz or .csv with the source's number for "
-    "each sample; or auto, which looks whether every so many samples are alike, and is the recipe "
-    "fastest's own choice.",
+    help="Let sources judge (photographs that samples are crops of, recordings) that nothing was "
+    "pressed with: a .npy, .npz or .csv with the source's number for each sample; or auto, which "
+    "looks whether every so many samples are alike, and is the recipe fastest's own choice.",
 )
 @promise_options
 @click.option(
