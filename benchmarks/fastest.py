@@ -313,9 +313,9 @@ def tables(rows: Sequence[Timed]) -> tuple[str, bool]:
         f"Times are shares of the original's; distances below {ROUNDING:g} are rounding. A model "
         "is not listed where onnxsim wrote no valid file, or one that answers exactly as before.",
         "Evaluation inputs come from other sources than those to press with. Where these go round "
-        "few (crops of six photographs, two lines of text moved sideways), the judge sees one that "
-        "nothing was pressed with. Pieces of few recordings, shuffled (silero_vad_16k_op15), look "
-        "like as many sources: there the judge has the same recordings.",
+        "few (crops of six photographs, two lines of text moved sideways), the judge also sees one "
+        "that nothing was pressed with. Pieces of few recordings, shuffled (silero_vad_16k_op15), "
+        "look like as many sources: there the judge has the same recordings.",
     ]
     return "\n\n".join(text), all(met for *_, met in claims)
 

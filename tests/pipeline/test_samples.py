@@ -325,7 +325,7 @@ def test_too_few_samples_beside_a_judge_are_refused() -> None:
 def test_repeats_that_starve_a_block_are_refused() -> None:
     arrays = numbered(100)
     arrays["x"][:55] = arrays["x"][99]
-    with pytest.raises(MisuseError, match="exact repeats.* leave 5 different samples to fit on"):
+    with pytest.raises(MisuseError, match=r"exact repeats.* leave 5 different samples to fit on"):
         from_data(arrays, seed=0, sequence=True)
 
 
