@@ -340,6 +340,7 @@ def _origin(
     job: Job, model: ModelProto, problem: Problem, samples: Samples, state: State, chain: Step
 ) -> Origin:
     """Say what identifies the run."""
+    kept = job.kept_apart
     return Origin(
         model=str(job.model.resolve()),
         digest=digest_of(model),
@@ -352,7 +353,7 @@ def _origin(
         embeddings=job.embeddings,
         share=problem.share,
         sequence=job.sequence,
-        sources=str(job.kept_apart),
+        sources=kept if isinstance(kept, str) else str(kept.resolve()),
         samples=(len(problem.fit[0]), len(problem.choose[0])),
         free=tuple(sorted(state.free)),
     )

@@ -19,7 +19,7 @@ from onnxpress import beginning
 from onnxpress.job import Job
 from onnxpress.picking import PickJob, pick
 from onnxpress.press import compress
-from onnxpress.problem import RESERVE, Tolerance
+from onnxpress.problem import FEW_RESERVE, RESERVE, Tolerance
 from onnxpress.search import Search, bound_of
 from onnxpress.sources import Said
 from onnxpress.step import Chain
@@ -285,7 +285,9 @@ def test_the_judge_of_a_pick_sees_the_same_source(run: Job, tmp_path: Path) -> N
         ran = replace(run, domain=(), data=data, sources=said, tolerance="900%")
         report = compress(ran)
         assert ran.trace is not None
-        assert load_trace(ran.trace).origin.sources == str(said)
+        origin = load_trace(ran.trace).origin
+        share = RESERVE if said == "none" else FEW_RESERVE
+        assert (origin.sources, origin.share) == (str(said), share)
         assert [report.samples.judge, pick(picked(ran)).samples.judge] == [judge, judge]
         assert any("sources" in note for note in report.notes) == (said != "none")
 
