@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from onnx import (
@@ -26,8 +25,8 @@ from onnx import (
 from onnxpress_adapters.sparse_tensors import FREE_INITIALIZERS
 from onnxpress_adapters.walk import STANDARD_DOMAINS
 from onnxpress_adapters.weights import WeightKey
-from onnxpress_exporters.settable import settable
-from onnxpress_exporters.shrink_nodes import Names, by_name
+from onnxpress_exporters.settable import release, settable
+from onnxpress_exporters.shrink_nodes import Names, by_name, drop_dead, used
 
 Changed = Mapping[WeightKey, np.ndarray]
 
@@ -104,7 +103,10 @@ def merge(
     while (pair := _best_pair(copy, values, held, sparse)) is not None:
         _join(copy, values, *pair)
         count += 1
-    return Merged(copy, values, count)
+    gone = {each.name for each in model.graph.initializer}
+    gone -= {each.name for each in copy.graph.initializer}
+    left = {key: array for key, array in values.items() if key.path or key.name not in gone}
+    return Merged(copy, left, count)
 
 
 def _best_pair(
@@ -193,24 +195,19 @@ def _join(
     model: ModelProto, changed: dict[WeightKey, np.ndarray], first: _Product, second: _Product
 ) -> None:
     """Let the second product do the work of both, in place."""
-    graph, kind = model.graph, second.weight.dtype
+    graph, kind, before = model.graph, second.weight.dtype, used(model.graph)
     wide, behind = first.weight.astype(np.float64), second.weight.astype(np.float64)
     weight = (wide @ behind).astype(kind)
     _put(model, changed, second.node, 1, weight.T if second.is_turned else weight)
     if first.bias is not None and second.bias is not None:
         bias = (first.bias.astype(np.float64) @ behind + second.bias).astype(kind)
         _put(model, changed, second.last, second.slot, bias)
+    unread = {first.node.output[0], first.last.output[0]}
     second.node.input[0] = first.node.input[0]
-    nodes = [first.node, *([first.added] if first.added is not None else [])]
-    made = {second.node.output[0], *(node.output[0] for node in nodes)} - {second.last.output[0]}
-    old = {first.node.input[1]}
-    if first.bias is not None:
-        old.add(first.last.input[first.slot])
-    for node in nodes:
-        graph.node.remove(node)
-    _remove(graph.value_info, made)
-    for name in old - set(_read_names(graph)):
-        _drop(graph, changed, name)
+    drop_dead(graph, before)
+    for place in reversed(range(len(graph.value_info))):
+        if graph.value_info[place].name in unread:
+            del graph.value_info[place]
 
 
 def _put(
@@ -225,24 +222,11 @@ def _put(
     if Counter(_read_names(graph))[name] > 1:
         name = Names(graph).fresh(f"{name}_merged")
         node.input[slot] = name
-    else:
-        _drop(graph, changed, name)
     tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
-    graph.initializer.append(tensor)
+    old = [each for each in graph.initializer if each.name == name]
+    (old[0] if old else graph.initializer.add()).CopyFrom(tensor)
+    release(graph, {name})
     if model.ir_version < FREE_INITIALIZERS:
         told = helper.make_tensor_value_info(name, tensor.data_type, array.shape)
         graph.input.append(told)
-    changed[WeightKey((), name)] = np.ascontiguousarray(array)
-
-
-def _drop(graph: GraphProto, changed: dict[WeightKey, np.ndarray], name: str) -> None:
-    """Take a constant out, and out of the inputs where it is listed as one."""
-    _remove(graph.initializer, {name})
-    _remove(graph.input, {name})
-    changed.pop(WeightKey((), name), None)
-
-
-def _remove(field: Any, names: Collection[str]) -> None:
-    for place in reversed(range(len(field))):
-        if field[place].name in names:
-            del field[place]
+    changed[WeightKey((), name)] = numpy_helper.to_array(tensor)
